@@ -1,0 +1,1 @@
+"""The commands of `tidemark`: one module each, with `arguments(parser)` and `run(args)`."""

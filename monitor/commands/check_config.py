@@ -1,0 +1,90 @@
+"""`tidemark check-config -c FILE`: what a configuration will do, in sentences: budget -> threshold -> smallest visible
+shift; memory; series; who trains. Nothing is started and nothing outside the files is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from detectors.scan import Scan
+from monitor.commands.shared import counted, paragraph, print_json
+from monitor.config import Config, load
+from monitor.service import Watched, watched
+
+#: Series that a column of a stream takes: scores, effects, threshold, distances (docs/metrics.md has the list).
+SERIES_PER_COLUMN = 12
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `tidemark check-config`."""
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the configuration")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the sentences; 0 when the configuration is sound."""
+    config = load(args.config)
+    monitors = watched(config)
+    if args.json:
+        print_json({one.monitor.model: facts(config, one) for one in monitors})
+        return 0
+    for one in monitors:
+        for line in sentences(config, one):
+            print(paragraph(line.strip(), "  " if line.startswith(" ") else ""))
+    total = sum(one.memory_bytes(config.limits.open_panes) for one in monitors)
+    print(paragraph(f"In all: at most {total / 2**20:,.0f} MiB of counts (limit {config.limits.memory_mb:,} MiB). "
+                    f"State in {config.service.state}, metrics on http://{config.service.listen}/metrics."))
+    return 0
+
+
+def facts(config: Config, one: Watched) -> dict[str, object]:
+    """The numbers of one monitor."""
+    knobs, reference = one.knobs(), one.reference
+    panes = knobs.budget.panes_per_false_alarm(knobs.pane_seconds)
+    scan = Scan(reference, tolerance=knobs.ignore_below, retrain_above=knobs.retrain_above, panes_per_false_alarm=panes)
+    visible = scan.smallest_visible_shift()
+    worst = int(np.argmax(visible))
+    return {
+        "version": one.version, "columns": len(reference.rows), "reference_events": reference.events,
+        "reference_digest": reference.digest, "reference_inadequate": reference.inadequate,
+        "effective_reference_events": min(float(reference.m_eff), float(reference.events)),
+        "panes_per_false_alarm": panes, "tests_per_pane": scan.tests,
+        "threshold_z": scan.threshold, "smallest_visible_shift_median": float(np.median(visible)),
+        "smallest_visible_shift_worst": float(visible[worst]), "worst_column": reference.rows[worst],
+        "memory_bytes": one.memory_bytes(config.limits.open_panes), "series": len(reference.rows) * SERIES_PER_COLUMN,
+    }
+
+
+def sentences(config: Config, one: Watched) -> list[str]:
+    """What will happen to one monitor."""
+    monitor, numbers = one.monitor, facts(config, one)
+    retrain = monitor.retrain
+    source = f"topic {monitor.topic}" if config.kafka.bootstrap_servers else f"files {', '.join(config.files.paths)}"
+    lines = [
+        f"{monitor.model}, version {one.version}: {counted(len(one.reference.rows), 'column')} from {source}, "
+        f"judged once per pane of {monitor.pane.seconds} s; a pane closes {monitor.pane.lateness_seconds} s after its end.",
+        f"  False alarms accepted: {monitor.alarm.max_false_alarms}, which is one in {numbers['panes_per_false_alarm']:,.0f} "
+        f"panes over {numbers['tests_per_pane']:,} comparisons each, so a comparison must reach z = "
+        f"{numbers['threshold_z']:.2f}.",
+        f"  With {numbers['reference_events']:,} reference events (worth "
+        f"{numbers['effective_reference_events']:,.0f} independent ones) the smallest shift that can be seen is "
+        f"{numbers['smallest_visible_shift_median']:.2f} s.d. (median column), "
+        f"{numbers['smallest_visible_shift_worst']:.2f} s.d. in {numbers['worst_column']}; below {monitor.alarm.ignore_below:g} "
+        "it is ignored on purpose.",
+    ]
+    if numbers["reference_inadequate"]:
+        lines.append(f"  The reference is inadequate ({numbers['reference_inadequate']}): "
+                     "it may alarm but never start a retraining.")
+    if retrain is None:
+        lines.append("  No retraining: alarms only.")
+    else:
+        kind = str(retrain.launcher.__struct_config__.tag)
+        lines.append(
+            f"  Retraining by the {kind} launcher when the effect is surely above {retrain.above:g} s.d.: once per episode, "
+            f"{retrain.cooldown_hours:g} h apart, at most {retrain.max_per_week} a week, approval {retrain.approval}, after "
+            f"{retrain.collect_events:,} labelled events since the alarm.")
+        lines.append("  A better challenger is " + (f"promoted by writing {retrain.promote.path}." if retrain.promote
+                                                    else "not promoted: retrain.promote is not set."))
+    return lines

@@ -1,0 +1,62 @@
+"""`tidemark explain MODEL -c FILE`: why a model is quiet, or is not.
+
+Reads the state file beside the running service (it changes nothing) and judges the stored panes again: the answer is the
+decision itself, not a copy of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+from rich.console import Console
+
+from monitor.commands.shared import alarm_lines, counted, decision_lines, instant, paragraph, print_json, table
+from monitor.config import load, state_path
+from monitor.decide.explain import columns, headline
+from monitor.errors import ConfigError
+from monitor.flow import Alarm
+from monitor.retrain.ledger import decision_from_json, launch_from_json
+from monitor.service import explained, watched
+
+ALARMS = 10
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `tidemark explain`."""
+    parser.add_argument("model", help="a model of the configuration")
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the configuration")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the reasons."""
+    config = load(args.config)
+    names = [monitor.model for monitor in config.monitors]
+    if args.model not in names:
+        raise ConfigError(f"expected one of the models {', '.join(names)}, got {args.model!r}; name one of them")
+    one = watched(config)[names.index(args.model)]
+    seen = explained(one, state_path(config.service.state))
+    lines = headline(args.model, seen.reference, seen.scores, seen.state, seen.panes)
+    reasons = columns(seen.reference, seen.scan, seen.scores) if seen.scores is not None else []
+    alarms = [msgspec.json.decode(document, type=Alarm) for document in seen.alarms][-ALARMS:]
+    decisions = [decision_from_json(document) for document in seen.decisions][-ALARMS:]
+    launches = [launch_from_json(document) for document in seen.launches][-ALARMS:]
+    if args.json:
+        print_json({"model": args.model, "version": seen.version, "sentences": lines, "columns": reasons,
+                    "alarms": alarms, "decisions": decisions, "launches": launches})
+        return 0
+    for line in lines:
+        print(paragraph(line))
+    if reasons:
+        rows = [((why.column, f"{why.evidence:.2f}",
+                  f"{counted(why.window_panes, 'pane')}, {counted(why.window_events, 'event')}" if why.window_panes else "-",
+                  f"{why.visible:.2f} s.d.", why.sentence), "red" if why.state == "drift" else "") for why in reasons]
+        Console().print(table(("column", "evidence", "window", "visible from", "why"), rows))
+    if alarms:
+        print(alarm_lines(alarms))
+    if decisions:
+        print(decision_lines(decisions))
+    for launch in launches:
+        print(paragraph(f"{instant(launch.steps[-1][1])}  launch {launch.id}: {launch.state} {launch.detail}"))
+    return 0

@@ -1,0 +1,343 @@
+"""The configuration: one file, one tree, strict, every field with a safe default, its unit and the reason for it.
+
+Each struct below is one node of the file; `config_reference` holds each field's unit, meaning and reason. `load` checks
+the whole tree before anything starts, and raises ConfigError with path, expected, got and what to do. Secrets never stand
+in the file: `*_file` names a file, or `${NAME}` an environment variable. Neighbours: `config_file` reads the YAML.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+from monitor.config_file import read
+from monitor.errors import ConfigError, one_line
+
+Positive = Annotated[int, Meta(ge=1)]
+Text = Annotated[str, Meta(min_length=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+#: What a model or a version may be called: it becomes a label, a folder and a part of other names.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+Name = Annotated[str, Meta(pattern=NAME)]
+
+
+class Security(Struct, forbid_unknown_fields=True, frozen=True):
+    """How to reach a secured Kafka."""
+
+    protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password_file: str | None = None
+    ca_file: str | None = None
+    certificate_file: str | None = None
+    key_file: str | None = None
+    check_hostname: bool = True
+
+
+class Kafka(Struct, forbid_unknown_fields=True, frozen=True):
+    """The brokers that the topics of all monitors are read from."""
+
+    bootstrap_servers: list[str] = field(default_factory=list)
+    group: Text = "tidemark"
+    security: Security = field(default_factory=Security)
+    client_id: Text = "tidemark"
+    start: Literal["earliest", "latest"] = "earliest"
+    poll_records: Annotated[int, Meta(ge=1, le=100_000)] = 10_000
+    idle_seconds: NonNegative = 30.0
+    session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 45.0
+    fetch_bytes: Annotated[int, Meta(ge=1_048_576)] = 52_428_800
+
+
+class Files(Struct, forbid_unknown_fields=True, frozen=True):
+    """Read events from files instead of Kafka: for tests, backfill and trying things out."""
+
+    paths: list[str] = field(default_factory=list)
+
+
+class Service(Struct, forbid_unknown_fields=True, frozen=True):
+    """The process: where it listens and where it keeps its state."""
+
+    listen: str = "127.0.0.1:8080"
+    state: str = "sqlite:///tidemark-state.db"
+    token_file: str | None = None
+    checkpoint_seconds: Annotated[float, Meta(gt=0, le=60)] = 1.0
+    dead_letters: str = "file:tidemark-dead-letters.jsonl"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class Limits(Struct, forbid_unknown_fields=True, frozen=True):
+    """Every bound that protects the process; beyond one something is refused and counted, nothing grows."""
+
+    message_bytes: Positive = 1_048_576
+    columns: Positive = 2_000
+    open_panes: Positive = 500
+    memory_mb: Positive = 2_048
+    series: Positive = 50_000
+    dead_letter_bytes: Positive = 1_073_741_824
+
+
+class SchemaColumn(Struct, forbid_unknown_fields=True, frozen=True):
+    """Where one column sits in a message and what it is; what is not said comes from the reference."""
+
+    path: str | None = None
+    kind: Literal["numeric", "category", "boolean"] | None = None
+    role: Literal["input", "prediction", "score", "path", "label"] | None = None
+    aliases: list[str] = field(default_factory=list)
+
+
+class Schema(Struct, forbid_unknown_fields=True, frozen=True):
+    """How to read an event; by default every column of the reference is a top-level key of its own name."""
+
+    prefix: str = ""
+    timestamp: str | None = None
+    timestamp_unit: Literal["seconds", "milliseconds", "iso8601"] = "milliseconds"
+    id: str | None = None
+    columns: dict[str, SchemaColumn] = field(default_factory=dict)
+
+
+class Pane(Struct, forbid_unknown_fields=True, frozen=True):
+    """The shortest slice of event time that is kept; a decision is taken once per pane."""
+
+    seconds: Annotated[int, Meta(ge=1, le=604_800)] = 60
+    lateness_seconds: Annotated[int, Meta(ge=0, le=604_800)] = 120
+
+
+class AlarmPolicy(Struct, forbid_unknown_fields=True, frozen=True):
+    """The one knob: how many false alarms you accept, and what is too small to matter."""
+
+    max_false_alarms: str = "1 per 30 days"
+    ignore_below: Annotated[float, Meta(ge=0, le=3)] = 0.1
+
+
+class LocalLauncher(Struct, forbid_unknown_fields=True, frozen=True, tag="local", tag_field="type"):
+    """Train in a subprocess of this machine."""
+
+    command: list[str]
+    deadline_hours: Annotated[float, Meta(gt=0)] = 6.0
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class KubernetesLauncher(Struct, forbid_unknown_fields=True, frozen=True, tag="kubernetes", tag_field="type"):
+    """Train in a Kubernetes Job."""
+
+    image: Text
+    namespace: str = "default"
+    kind: Literal["Job"] = "Job"
+    command: list[str] = field(default_factory=list)
+    gpus: Annotated[int, Meta(ge=0, le=64)] = 1
+    gpu_resource: str = "nvidia.com/gpu"
+    cpu: str = "2"
+    memory: str = "16Gi"
+    shared_memory: str = "8Gi"
+    deadline_hours: Annotated[float, Meta(gt=0)] = 6.0
+    backoff_limit: Annotated[int, Meta(ge=0, le=10)] = 1
+    keep_hours: Annotated[float, Meta(ge=0)] = 24.0
+    service_account: str | None = None
+    image_pull_secret: str | None = None
+    environment_secret: str | None = None
+    volume_claim: str | None = None
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: list[dict[str, Any]] = field(default_factory=lambda: [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}])
+    environment: dict[str, str] = field(default_factory=dict)
+    kubeconfig: str | None = None
+
+
+class FilePromotion(Struct, forbid_unknown_fields=True, frozen=True, tag="file", tag_field="type"):
+    """Promote by writing a small JSON file that the serving code watches.
+
+    `settle_seconds` is the time that serving needs to take the new model up everywhere; until it is over and what the
+    champion still answered has been read, the old reference judges.
+    """
+
+    path: Text
+    settle_seconds: NonNegative = 10.0
+
+
+class Retrain(Struct, forbid_unknown_fields=True, frozen=True):
+    """When a retraining is worth it, who trains, and who may promote."""
+
+    launcher: LocalLauncher | KubernetesLauncher
+    above: Annotated[float, Meta(gt=0, le=5)] = 0.3
+    roles: list[Literal["input", "prediction", "score", "path"]] = field(
+        default_factory=lambda: ["input", "prediction", "score", "path"])
+    cooldown_hours: NonNegative = 24.0
+    max_per_week: Annotated[int, Meta(ge=0)] = 2
+    approval: Literal["automatic", "manual"] = "automatic"
+    collect_events: Annotated[int, Meta(ge=0)] = 1_000
+    capture_events: Positive = 200_000
+    capture_uri: Text = "tidemark-data"
+    metric: Literal["accuracy", "mean_absolute_error"] = "accuracy"
+    holdout_events_min: Positive = 200
+    promote: FilePromotion | None = None
+
+
+class Monitor(Struct, forbid_unknown_fields=True, frozen=True):
+    """One model to watch."""
+
+    model: Name
+    topic: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+    reference: Text
+    version: Name | None = None
+    schema: Schema = field(default_factory=Schema)
+    pane: Pane = field(default_factory=Pane)
+    alarm: AlarmPolicy = field(default_factory=AlarmPolicy)
+    retrain: Retrain | None = None
+
+
+class Config(Struct, forbid_unknown_fields=True, frozen=True):
+    """The whole file."""
+
+    monitors: Annotated[list[Monitor], Meta(min_length=1)]
+    service: Service = field(default_factory=Service)
+    kafka: Kafka = field(default_factory=Kafka)
+    files: Files = field(default_factory=Files)
+    limits: Limits = field(default_factory=Limits)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+# Twelve digits are beyond any budget, and far from what arithmetic cannot hold.
+_BUDGET = re.compile(r"\s*([0-9]{1,12})\s+per\s+(?:([0-9]{1,12})\s+)?(hour|day|week|month|event)s?\s*")
+_SECONDS = {"hour": 3600.0, "day": 86400.0, "week": 7 * 86400.0, "month": 30 * 86400.0}
+FILE_BYTES = 4 * 1024 * 1024
+
+
+class Budget(Struct, frozen=True):
+    """How many false alarms are accepted: `count` in `seconds` of event time, or in `events`."""
+
+    count: int
+    seconds: float | None
+    events: int | None
+
+    def panes_per_false_alarm(self, pane_seconds: float, events_per_pane: float | None = None) -> float:
+        """A of the specification: panes between two false alarms on average, at least 1.
+
+        A budget in events needs the usual number of events per pane; until it is known, one pane is taken to hold
+        1,000 events, which only makes the first decisions a little more or less careful.
+        """
+        if self.seconds is not None:
+            return max(1.0, self.seconds / pane_seconds / self.count)
+        assert self.events is not None
+        return max(1.0, self.events / (events_per_pane or 1000.0) / self.count)
+
+
+def budget(text: str, where: str) -> Budget:
+    """Read `1 per 30 days` or `1 per 1000000 events`."""
+    match = _BUDGET.fullmatch(text)
+    if match is None or int(match[1]) < 1 or int(match[2] or 1) < 1:
+        raise ConfigError(
+            f"{where}: expected false alarms per time or events such as '1 per 30 days' or '1 per 1000000 events', "
+            f"got {text[:60]!r}; write it so"
+        )
+    count, amount, unit = int(match[1]), int(match[2] or 1), match[3]
+    if unit == "event":
+        return Budget(count, None, amount)
+    return Budget(count, amount * _SECONDS[unit], None)
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Read and check a configuration file; relative paths in it stay relative to the working directory.
+
+    Raises ConfigError: file absent or too large, not YAML, unknown key, wrong type, wrong value, contradiction.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > FILE_BYTES:
+            raise ConfigError(f"{file}: expected a configuration of at most {FILE_BYTES} bytes, got {file.stat().st_size}; "
+                              "split the service")
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the configuration: {error.strerror}; give its path with -c") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: expected UTF-8 text, got other bytes; save it as UTF-8") from None
+    return parse(text, str(file))
+
+
+def parse(text: str, where: str = "configuration") -> Config:
+    """Check the text of a configuration; `where` names it in errors."""
+    try:
+        config = read(text, Config, where)
+        _refuse_contradictions(config)
+    except ConfigError as error:                    # keys and values may hold anything, line breaks too
+        raise ConfigError(one_line(str(error))) from None
+    return config
+
+
+def _refuse_contradictions(config: Config) -> None:
+    """What single fields cannot say: names that clash, sources that are absent or two, budgets that cannot be read."""
+    if bool(config.kafka.bootstrap_servers) == bool(config.files.paths):
+        got, mend = ("both", "keep one of them") if config.files.paths else ("neither", "add one of them")
+        raise ConfigError(f"kafka.bootstrap_servers: expected either brokers or files.paths, got {got}; {mend}")
+    for index, server in enumerate(config.kafka.bootstrap_servers):
+        if not re.fullmatch(r"[^\s,/]+:[0-9]{1,5}", server):
+            raise ConfigError(f"kafka.bootstrap_servers[{index}]: expected HOST:PORT, got {server!r}; one broker per entry")
+    _refuse_half_security(config.kafka.security)
+    listen_address(config.service.listen)
+    state_path(config.service.state)
+    if not re.fullmatch(r"none|file:.+|topic:[A-Za-z0-9._-]{1,249}", config.service.dead_letters):
+        raise ConfigError(
+            f"service.dead_letters: expected `file:PATH`, `topic:NAME` or `none`, got {config.service.dead_letters!r}; mend it")
+    seen: dict[str, int] = {}
+    for index, monitor in enumerate(config.monitors):
+        where = f"monitors[{index}]"
+        for name in ("model", "topic", "version"):  # to a pattern's `$`, a newline at the end is the end
+            if "\n" in (getattr(monitor, name) or ""):
+                raise ConfigError(f"{where}.{name}: expected one line, got {getattr(monitor, name)!r}; mend it")
+        if monitor.model in seen:
+            raise ConfigError(
+                f"{where}.model: expected a name used once, got {monitor.model!r} as in monitors[{seen[monitor.model]}]; "
+                "rename one"
+            )
+        seen[monitor.model] = index
+        budget(monitor.alarm.max_false_alarms, f"{where}.alarm.max_false_alarms")
+        panes = -(-monitor.pane.lateness_seconds // monitor.pane.seconds) + 2
+        if panes > config.limits.open_panes:
+            raise ConfigError(
+                f"{where}.pane.lateness_seconds: expected at most {config.limits.open_panes - 2} panes of "
+                f"{monitor.pane.seconds} s, got {monitor.pane.lateness_seconds}; lower it or raise limits.open_panes")
+        retrain = monitor.retrain
+        if retrain is not None and retrain.above < monitor.alarm.ignore_below:
+            raise ConfigError(
+                f"{where}.retrain.above: expected at least alarm.ignore_below ({monitor.alarm.ignore_below}), "
+                f"got {retrain.above}; a retraining is worth more than an alarm"
+            )
+        if retrain is not None and isinstance(retrain.launcher, LocalLauncher) and not any(retrain.launcher.command[:1]):
+            raise ConfigError(f"{where}.retrain.launcher.command: expected the trainer's command as a list, got []; "
+                              "name the program")
+
+
+def _refuse_half_security(security: Security) -> None:
+    """Settings that only work together, and those that the protocol would silently leave unused."""
+    protocol, where = security.protocol, "kafka.security"
+    lacking = [name for name in ("mechanism", "username", "password_file") if not getattr(security, name)]
+    if protocol.startswith("SASL") and lacking:
+        raise ConfigError(f"{where}.{lacking[0]}: expected a value for {protocol}, got none; add it")
+    if not protocol.startswith("SASL") and len(lacking) < 3:
+        raise ConfigError(f"{where}.protocol: expected SASL_SSL or SASL_PLAINTEXT beside mechanism, username or password_file, "
+                          f"got {protocol}; mend it, or remove them")
+    files = [name for name in ("ca_file", "certificate_file", "key_file") if getattr(security, name)]
+    if not protocol.endswith("SSL") and files:
+        raise ConfigError(f"{where}.protocol: expected SSL or SASL_SSL beside {files[0]}, got {protocol}; "
+                          "mend it, or remove that")
+    if bool(security.certificate_file) != bool(security.key_file):
+        raise ConfigError(f"{where}: expected certificate_file and key_file together, got one; add the other")
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Host and port of `service.listen`; port 0 asks the system for a free one."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):([0-9]{1,5})", text)
+    if match is None or int(match[2]) > 65535:
+        raise ConfigError(f"service.listen: expected HOST:PORT such as 127.0.0.1:8080, got {text!r}; mend it")
+    return match[1].strip("[]"), int(match[2])
+
+
+def state_path(text: str) -> Path:
+    """The file of `service.state`: sqlite:///relative or sqlite:////absolute."""
+    if not text.startswith("sqlite:///") or len(text) <= len("sqlite:///"):
+        raise ConfigError(f"service.state: expected sqlite:///PATH (four slashes for an absolute path), got {text!r}; mend it")
+    return Path(text.removeprefix("sqlite:///"))

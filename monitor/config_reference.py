@@ -1,0 +1,187 @@
+"""What every field of the configuration is, in which unit, and why its default is what it is: pure data.
+
+`monitor.config` holds types, bounds and defaults; this page holds the words, so that the structs stay readable at a
+glance and the words can be as long as they must. `docs/configuration.md` is rendered from both; a test fails when a
+field is not described here, or something is described that is no field. Each entry is (unit, text); the unit is ""
+where there is none, and the text says what the field is and, after a full stop, the reason for the default.
+
+The module imports nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: struct -> field -> (unit, text)
+FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "Config": {
+        "monitors": ("", "The models to watch, each with its topic and reference. There is no default: without one there "
+                         "is nothing to do."),
+        "service": ("", "Where the process listens and keeps its state."),
+        "kafka": ("", "The brokers to read from; either this or `files`."),
+        "files": ("", "Files to read instead of Kafka."),
+        "limits": ("", "Bounds that protect the process."),
+    },
+    "Service": {
+        "listen": ("", "HOST:PORT of metrics, probes and API; port 0 takes a free one. The default is reachable from this "
+                       "machine only, because opening a port is a decision; in a container write `0.0.0.0:8080`."),
+        "state": ("", "Where panes, offsets, alarms and launches are kept: `sqlite:///relative` or `sqlite:////absolute`. "
+                      "A file is enough for one process and needs no server; put it on a volume that survives a restart."),
+        "token_file": ("", "File with the bearer token that `/api` asks for; without one the API is as open as the port. A "
+                           "file, because a token in the configuration would be copied with it."),
+        "checkpoint_seconds": ("seconds", "Longest time between two checkpoints. 1, because a restart repeats at most that "
+                                          "much work."),
+        "dead_letters": ("", "Where refused records go: `file:PATH`, `topic:NAME` or `none`. A file, because it works "
+                             "without rights to write to Kafka; nothing that is refused disappears unseen."),
+        "log_level": ("", "Least important message that is logged. INFO tells decisions, never single events."),
+    },
+    "Kafka": {
+        "bootstrap_servers": ("", "HOST:PORT of some brokers; the others are found through them."),
+        "group": ("", "Consumer group: replicas of one service share it, two services do not."),
+        "security": ("", "Encryption and login."),
+        "client_id": ("", "Name that brokers log and set quotas by."),
+        "start": ("", "Where a partition is begun that no checkpoint knows. `earliest`, because what was produced before "
+                      "the first start should be judged, too; `latest` leaves it out."),
+        "poll_records": ("records", "Most records that one batch takes. 10,000: decoding and counting cost least per event "
+                                    "from some 4,000 on, and a batch of 10,000 events of 20 columns takes 8 MB."),
+        "idle_seconds": ("seconds", "A partition that is read to its end and brings nothing for so long no longer holds the "
+                                    "watermark back. 30, so that one silent partition delays decisions by less than a "
+                                    "default pane; a producer that pauses longer has its events counted as late."),
+        "session_timeout_seconds": ("seconds", "The broker gives partitions to another member after so long without a sign "
+                                               "of life. 45 is Kafka's own default."),
+        "fetch_bytes": ("bytes", "Most bytes that are held fetched and not yet decoded. 50 MiB: the largest single term of a "
+                                 "small monitor's memory."),
+    },
+    "Security": {
+        "protocol": ("", "How brokers are spoken to. PLAINTEXT as Kafka's own default; use SASL_SSL wherever the network is "
+                         "not yours alone."),
+        "mechanism": ("", "How to log in, with the SASL protocols."),
+        "username": ("", "Name to log in with."),
+        "password_file": ("", "File with the password; a newline at its end is not part of it. Passwords never stand in "
+                              "this file."),
+        "ca_file": ("", "Certificates (PEM) that the brokers' are checked against; without one, those of the system."),
+        "certificate_file": ("", "Our own certificate (PEM), where brokers ask for one; together with `key_file`."),
+        "key_file": ("", "The key (PEM) of our own certificate."),
+        "check_hostname": ("", "Whether a broker's certificate must be made out to its name. True: without it, any "
+                               "certificate of the same authority passes for the broker."),
+    },
+    "Files": {
+        "paths": ("", "Parquet, CSV or JSON lines files, read in this order as one partition each. The service ends when "
+                      "they are read."),
+    },
+    "Limits": {
+        "message_bytes": ("bytes", "A larger record is refused unread, with the reason `too_large`. 1 MiB is what a broker "
+                                   "takes by default."),
+        "columns": ("columns", "Most columns of one monitor; more are refused at start. 2,000: beyond, a pane's scan takes "
+                               "longer than people wait for a page."),
+        "open_panes": ("panes", "Most panes that one monitor holds open at a time. It bounds memory when event times are "
+                                "wild: columns x bins x panes x 8 bytes."),
+        "memory_mb": ("MiB", "The counts of all monitors must fit in so much, or the service refuses to start and says what "
+                             "it needs."),
+        "series": ("series", "Most series in a scrape. Beyond it the columns with the highest scores are shown and the rest "
+                             "is one `__other__`. 50,000 is what a small Prometheus takes from one target without effort."),
+        "dead_letter_bytes": ("bytes", "A dead-letter file stops growing here; what comes after is counted as dropped. "
+                                       "1 GiB, so that a broken producer does not fill the disk that the state is on."),
+    },
+    "Monitor": {
+        "model": ("", "Name of the model: the label `model` in metrics, and the key in the API. Letters, digits, dots, "
+                      "dashes, underscores; at most 63."),
+        "topic": ("", "Kafka topic with its inferences."),
+        "reference": ("", "File that `tidemark fit` made: what the model was accepted on."),
+        "version": ("", "Version of the model that is in production. Without one, the version that the reference was fitted "
+                        "for; a promotion changes it by itself."),
+        "schema": ("", "Where the columns stand in a message. By default each is a top-level key of its own name."),
+        "pane": ("", "How event time is cut."),
+        "alarm": ("", "How many false alarms are accepted, and what is too small to matter."),
+        "retrain": ("", "When to retrain and how; without it tidemark watches and retrains nothing."),
+    },
+    "Schema": {
+        "prefix": ("", "Dotted path of the object that holds the columns, such as `features`. None: columns are top-level "
+                       "keys."),
+        "timestamp": ("", "Path of the event time. Without one, the time that Kafka keeps with each record."),
+        "timestamp_unit": ("", "What the event time is written in. Milliseconds, as Kafka's own; `iso8601` is text such as "
+                               "`2026-01-31T12:00:00Z`."),
+        "id": ("", "Path of an identifier that is kept with captured events, so that labels can be joined later."),
+        "columns": ("", "What differs from the reference, per column; columns that are not named are read as it says."),
+    },
+    "SchemaColumn": {
+        "path": ("", "Dotted path of the value; a dot within a key is written `\\.`. By default `schema.prefix`, then the "
+                     "column's name as one key."),
+        "kind": ("", "What the value is. By default what the reference was fitted on; another kind is refused."),
+        "role": ("", "What the column is for. By default the reference's; `label` adds a column that is kept for "
+                     "retraining and not watched."),
+        "aliases": ("", "Further paths, tried in order where the first is missing: for keys that were renamed."),
+    },
+    "Pane": {
+        "seconds": ("seconds", "Length of a pane in event time; a decision is taken once per pane, over the last 1, 2, 4 ... "
+                               "128 of them. 60, so that a broken producer is seen within minutes and a slow drift within "
+                               "two hours. Take longer ones where a minute has fewer than some 50 events."),
+        "lateness_seconds": ("seconds", "How long a pane waits for late events after its end. 120: producers that batch for "
+                                        "a minute are still in time; an event that comes later joins the open pane."),
+    },
+    "AlarmPolicy": {
+        "max_false_alarms": ("", "False alarms you accept when nothing drifts, over all columns, windows and looks "
+                                 "together: `1 per 30 days`, or `1 per 1000000 events`. Once a month is rare enough to be "
+                                 "read and frequent enough to keep the threshold low."),
+        "ignore_below": ("reference standard deviations", "Movements surely smaller than this are no alarm, however certain. "
+                                                          "0.1 is a PSI of about 0.01: visible with enough events, and "
+                                                          "harmless to nearly every model."),
+    },
+    "Retrain": {
+        "launcher": ("", "What trains: `type: local` or `type: kubernetes`."),
+        "above": ("reference standard deviations", "Movement at which a retraining is worth it; it must surely be "
+                                                   "exceeded. 0.3 is a PSI of about 0.1, the usual *moderate*."),
+        "roles": ("", "Roles whose columns may start a retraining. All that are watched; leave out `path` if requests are "
+                      "rerouted on purpose."),
+        "cooldown_hours": ("hours", "Least event time between two launches of a model. 24, so that a change that unfolds "
+                                    "over hours is learned once, whole."),
+        "max_per_week": ("launches", "Most launches of a model in 7 days; 0 allows none. 2 bounds what a mistake in the "
+                                     "configuration can cost in GPU hours."),
+        "approval": ("", "Whether a launch waits for a person. Automatic, because the challenger must win on held-back "
+                         "events before it is promoted."),
+        "collect_events": ("events", "Labelled events to collect since the alarm began before the launch starts. 1,000, so "
+                                     "that there is something of the new world to learn from and to compare on."),
+        "capture_events": ("events", "Events that are kept for training, the newest ones. 200,000 train most tabular models "
+                                     "and bound the disk that is used."),
+        "capture_uri": ("", "Folder or `s3://bucket/prefix` that they are kept in, and that the trainer reads."),
+        "metric": ("", "What champion and challenger are compared by: `accuracy`, or `mean_absolute_error` for numbers."),
+        "holdout_events_min": ("events", "Fewer held-back events give no verdict. With 200, and models that disagree on a "
+                                         "fifth of them, a difference of accuracies is known to about 6 points."),
+        "promote": ("", "How a better challenger reaches production; without it a verdict is reported and nothing changes."),
+    },
+    "LocalLauncher": {
+        "command": ("", "The trainer's command and arguments; what it is told stands in its environment."),
+        "deadline_hours": ("hours", "The trainer is ended after so long. 6 holds an overnight training and no forgotten one."),
+        "environment": ("", "Further environment variables of the trainer."),
+    },
+    "KubernetesLauncher": {
+        "image": ("", "Image that keeps the trainer's contract."),
+        "namespace": ("", "Namespace of the Job."),
+        "kind": ("", "Kind of the object that is created."),
+        "command": ("", "Command and arguments; empty for the image's own."),
+        "gpus": ("GPUs", "GPUs of the one pod; 0 trains on the CPU."),
+        "gpu_resource": ("", "Resource name of a GPU, as the cluster's device plugin calls it."),
+        "cpu": ("", "CPU that is asked for, as Kubernetes writes it. 2, so that data loading keeps one GPU busy."),
+        "memory": ("", "Memory that is asked for, and the limit, as Kubernetes writes it."),
+        "shared_memory": ("", "Size of `/dev/shm`. 8Gi, since the 64 MB that containers get by default make data-loader "
+                              "workers fail or crawl; it counts against `memory`."),
+        "deadline_hours": ("hours", "Kubernetes ends the Job after so long. 6 holds an overnight training and no forgotten "
+                                    "one."),
+        "backoff_limit": ("", "Times that a failed pod is tried again. 1: a lost node is worth a second try, a wrong program "
+                              "is not worth a third."),
+        "keep_hours": ("hours", "A finished Job and its logs stay so long. A day, so that a person can still look."),
+        "service_account": ("", "ServiceAccount of the pod; none for the namespace's default. Its token is not mounted."),
+        "image_pull_secret": ("", "Secret to pull the image with."),
+        "environment_secret": ("", "Secret whose keys become environment variables: credentials of the data store."),
+        "volume_claim": ("", "PersistentVolumeClaim that holds `capture_uri`, mounted at the same path."),
+        "node_selector": ("", "Labels that a node must have."),
+        "tolerations": ("", "Taints that the pod tolerates. By default the one that GPU nodes usually carry."),
+        "environment": ("", "Further environment variables of the trainer."),
+        "kubeconfig": ("", "File to reach the cluster with; none for the pod's own account, then `~/.kube/config`."),
+    },
+    "FilePromotion": {
+        "path": ("", "JSON file that the serving code watches; it is replaced in one step."),
+        "settle_seconds": ("seconds", "Time that serving needs to take the new model up everywhere; until then the old "
+                                      "reference still judges. 10 holds a watcher that looks every few seconds."),
+    },
+}

@@ -1,0 +1,1 @@
+"""Decide: windows to scores to alarms, and why."""

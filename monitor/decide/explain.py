@@ -1,0 +1,101 @@
+"""Why a stream is quiet, or not: the sentences behind `tidemark explain`, one per column.
+
+A pure function of what was decided: the same reference, scores and machine state that the loop had. Every silence has a
+reason from a short list: too few events, below `ignore_below`, within chance, or a reference that cannot tell.
+Neighbours: `policy` decided, `commands.explain` loads the state and prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from detectors.reference import Reference
+from detectors.scan import Scan, Scores
+from monitor.decide.policy import PolicyState
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnReason:
+    """One column's answer.
+
+    evidence : strongest z over the threshold; 1 is an alarm         effect : in `unit`, with its interval
+    visible  : smallest shift that the longest window can show now, reference standard deviations
+    """
+
+    column: str
+    role: str
+    state: str
+    evidence: float
+    effect: float
+    lower: float
+    upper: float
+    unit: str
+    what: str
+    window_panes: int
+    window_events: int
+    visible: float
+    sentence: str
+
+
+def headline(model: str, reference: Reference, scores: Scores | None, state: PolicyState, panes: int) -> list[str]:
+    """What is decided about the stream as a whole, in sentences."""
+    lines = []
+    if state.severe.firing:
+        lines.append(f"{model} drifts, surely above retrain.above: episode {state.severe.episode}, kind {state.kind}.")
+    elif state.alarm.firing:
+        lines.append(f"{model} has an open alarm: episode {state.alarm.episode}, kind {state.kind}, below retrain.above.")
+    elif panes == 0:
+        lines.append(f"{model} has decided no pane of this reference yet: no events, or event time has not passed a pane's end.")
+    else:
+        lines.append(f"{model} is quiet over the last {min(panes, 128)} panes.")
+    if scores is not None and not np.isnan(scores.score):
+        lines.append(
+            f"Strongest evidence {scores.score:.2f} of an alarm's (z {scores.score * scores.threshold:.2f}, threshold "
+            f"{scores.threshold:.2f}); of a retraining's {scores.severe:.2f}."
+        )
+    if reference.too_small:
+        lines.append(f"The reference has only {reference.events} rows: nothing is decided, only distances are shown.")
+    elif reference.inadequate:
+        lines.append(f"The reference is inadequate ({reference.inadequate}): alarms are raised, no retraining is started.")
+    if state.panes_per_false_alarm:
+        lines.append(f"One false alarm is accepted in {state.panes_per_false_alarm:,.0f} panes on average.")
+    return lines
+
+
+def columns(reference: Reference, scan: Scan, scores: Scores) -> list[ColumnReason]:
+    """One answer per column, strongest evidence first."""
+    roles = {column.name: column.role for column in reference.columns}
+    strongest = np.max(scores.z, axis=1) / scores.threshold
+    longest = float(np.max(scores.window_events, initial=0))
+    visible = scan.smallest_visible_shift(longest)
+    return [
+        ColumnReason(
+            scores.rows[j], roles.get(scores.rows[j], "input"), scores.state[j], float(strongest[j]), float(scores.effect[j]),
+            float(scores.effect_lower[j]), float(scores.effect_upper[j]), scores.unit[j], scores.what[j],
+            int(scores.best_window[j]), int(scores.window_events[j]), float(visible[j]), _sentence(scan, scores, j),
+        )
+        for j in np.argsort(-strongest, kind="stable")
+    ]
+
+
+def effect_text(what: str, effect: float, lower: float, upper: float, unit: str) -> str:
+    """An effect with its unit and 95 % interval.
+
+    >>> effect_text("mean", 0.9, 0.85, 0.95, "sd")
+    'mean +0.900 s.d. [+0.850, +0.950]'
+    """
+    return f"{what} {effect:+.3f} {'s.d.' if unit == 'sd' else 'of events'} [{lower:+.3f}, {upper:+.3f}]"
+
+
+def _sentence(scan: Scan, scores: Scores, j: int) -> str:
+    state = scores.state[j]
+    effect = effect_text(scores.what[j], scores.effect[j], scores.effect_lower[j], scores.effect_upper[j], scores.unit[j])
+    if state == "drift":
+        return f"moved: {effect}"
+    if state == "too_few_events":
+        return f"too few events to tell ({int(scores.window_events[j])} in the window)"
+    if state == "below_ignore":
+        return f"certain but small, below ignore_below {scan.tolerance:g}: {effect}"
+    return f"within chance: {effect}"

@@ -1,0 +1,182 @@
+"""The exporter: what the loop decided, as the bytes that Prometheus reads and the values that the API words.
+
+The loop calls `show` for every judged pane, `service` once a turn and `forget` at a cut-over. `show` and `forget` only
+note; `service` makes the text, once, and swaps one immutable `Published`. A scrape reads finished bytes, so the loop
+never waits for a reader nor a reader for the loop, and a burst of panes while catching up costs one rendering.
+
+The invariant: what `/metrics` says and what the API says come from the same `Published`. The number of series is
+bounded by the configuration, and that of columns by `series_limit`, which is shared among the streams;
+`tidemark_series`, `tidemark_series_limit` and `tidemark_columns_hidden` say where it binds. The few series that every
+monitor always has are outside the limit's reach but inside the count.
+
+Cost: 1 to 2 µs per series of a stream that was judged (benchmarks/export_100k), a tenth of that of another. The client
+library adds what it knows of the process (`process_*`, `python_*`), from a registry of our own, when scraped.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+
+from detectors.reference import Reference
+from monitor import metrics
+from monitor.expose.exposition import Histogram, Page
+from monitor.expose.judged import Frame, Judged, StreamKey, Values, WindowCounts
+from monitor.expose.snapshot import MonitorStatus, Published, ServiceSnapshot
+from monitor.expose.streams import Stream, share_out
+from monitor.flow import Clock, Evaluation, Launch
+
+#: What the bytes of `Exporter.scrape` are.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+#: The scan is scaled so that it alarms at 1.
+SCAN_THRESHOLDS: Mapping[str, float] = {"scan": 1.0, "scan_severe": 1.0}
+
+
+class Exporter:
+    """Everything that is shown, made by one thread and read by others.
+
+    series_limit : `limits.series`        clock : wall-clock time        monotonic : time that never goes back
+    """
+
+    def __init__(self, series_limit: int, *, clock: Clock = time.time,
+                 monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._limit = series_limit
+        self._clock = clock
+        self._monotonic = monotonic
+        self._frames: dict[tuple[str, str], Frame] = {}
+        self._streams: dict[StreamKey, Stream] = {}
+        self._seconds: dict[str, Histogram] = {}
+        self._evaluated: dict[str, float] = {}
+        self._process = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._process)
+        self._published = Published(self._text(ServiceSnapshot()), ServiceSnapshot())
+
+    @property
+    def published(self) -> Published:
+        """What is shown now; read it once per request."""
+        return self._published
+
+    def show(self, evaluation: Evaluation, reference: Reference, distances: Mapping[str, Values] | None = None,
+             window_counts: tuple[NDArray[np.int64], int] | None = None, *,
+             thresholds: Mapping[str, float] = SCAN_THRESHOLDS, seconds: float | None = None) -> None:
+        """Note a judged pane; the next `service` shows it.
+
+        distances     : detector of `metrics.DETECTORS` -> value per row or per column; NaN where it does not exist
+        window_counts : counts per row and bin of the window that the distances describe, and its events
+        thresholds    : detector -> the score at which something is decided
+        seconds       : how long judging took
+        """
+        watched = (evaluation.window.model, evaluation.window.version)
+        frame = self._frames.get(watched)
+        if frame is None or frame.reference is not reference:
+            frame = self._frames[watched] = Frame(reference)
+        window = None if window_counts is None else WindowCounts(*window_counts)
+        judged = Judged.of(evaluation, frame, distances or {}, window, thresholds)
+        if judged.key in self._streams:
+            self._streams[judged.key].update(judged)
+        else:
+            self._streams[judged.key] = Stream(judged)
+        model = evaluation.window.model
+        self._evaluated[model] = self._clock()
+        if seconds is not None:
+            self._seconds.setdefault(model, Histogram(metrics.EVALUATION, (model,))).observe(seconds)
+
+    def forget(self, model: str, version: str) -> None:
+        """Note that this version is no longer watched; the next `service` shows none of its series."""
+        self._streams = {key: stream for key, stream in self._streams.items() if key[:2] != (model, version)}
+        self._frames.pop((model, version), None)
+
+    def service(self, snapshot: ServiceSnapshot) -> None:
+        """Show the panes noted since the last call, and this: the one place where anything becomes visible.
+
+        A ready snapshot names every monitor that there is: what was noted of another model, which a new configuration
+        no longer has, is forgotten.
+        """
+        if snapshot.ready:
+            models = {status.model for status in snapshot.monitors}
+            for key in [key for key in self._streams if key[0] not in models]:
+                self.forget(*key[:2])
+            for noted in (self._evaluated, self._seconds):
+                for model in noted.keys() - models:
+                    del noted[model]
+        text = self._text(snapshot)
+        judged = tuple((stream.judged, stream.hidden) for stream in self._streams.values())
+        self._published = Published(text, snapshot, judged, self._monotonic())
+
+    def scrape(self) -> bytes:
+        """The whole answer to a scrape: our families, then the process'. Called by the HTTP thread."""
+        return self._published.text + generate_latest(self._process)
+
+    def _text(self, snapshot: ServiceSnapshot) -> bytes:
+        page = Page()
+        put_service(page, snapshot, self._streams)
+        page.put(metrics.LAST_EVALUATION, [((model,), at) for model, at in self._evaluated.items()])
+        for histogram in self._seconds.values():
+            page.add(metrics.EVALUATION, histogram.text(), len(histogram))
+        streams = list(self._streams.values())
+        fixed = sum(stream.fixed for stream in streams) + 2                # the two gauges below count themselves
+        rooms = share_out(self._limit - page.series - fixed, [stream.need for stream in streams])
+        for stream, room in zip(streams, rooms, strict=True):
+            stream.put(page, room)
+        page.put(metrics.SERIES_LIMIT, [((), self._limit)])
+        page.put(metrics.SERIES, [((), page.series + 1)])
+        return page.text().encode()
+
+
+def put_service(page: Page, snapshot: ServiceSnapshot, streams: Collection[StreamKey]) -> None:
+    """The families of the service itself. Known series start at 0, so that a first increase is seen as one."""
+    page.put(metrics.BUILD_INFO, [((_own_version(), platform.python_version()), 1)])
+    page.put(metrics.READY, [((), snapshot.ready)])
+    page.put(metrics.CHECKPOINT, [((), snapshot.checkpoint)] if snapshot.checkpoint is not None else [])
+    page.put(metrics.LAG, [((topic, str(partition)), lag) for (topic, partition), lag in sorted(snapshot.lag.items())])
+    page.put(metrics.DEAD_LETTERS, [((outcome,), snapshot.dead_letters.get(outcome, 0))
+                                    for outcome in metrics.DEAD_LETTERS.values])
+    keys = {(status.model, status.version) for status in snapshot.monitors} | {key[:2] for key in streams}
+    counts = {(*key, kind, state): 0
+              for key in streams for kind in metrics.ALARM_KINDS for state in metrics.ALARM_STATES}
+    counts |= {labels: count for labels, count in snapshot.alarm_counts.items() if labels[:2] in keys}
+    page.put(metrics.ALARMS, counts.items())
+    for status in snapshot.monitors:
+        _put_monitor(page, status, [launch for launch in snapshot.launches if launch.model == status.model])
+
+
+def _put_monitor(page: Page, status: MonitorStatus, launches: Sequence[Launch]) -> None:
+    """One monitor's traffic and, where it is retrained, its launches (oldest first)."""
+    model = status.model
+    events = {("counted", "none"): 0, ("lost", "retention"): 0, **{("refused", why): 0 for why in metrics.REFUSALS}}
+    page.put(metrics.EVENTS, [((model, *pair), count) for pair, count in (events | dict(status.events)).items()])
+    page.put(metrics.LATE_EVENTS, [((model,), status.late)])
+    page.put(metrics.RETRIED_EVENTS, [((model,), status.retried)])
+    page.put(metrics.WATERMARK, [((model,), status.watermark)] if status.watermark is not None else [])
+    page.put(metrics.REFERENCE_INFO, [((model, status.version, status.digest), 1)] if status.digest else [])
+    if status.budget_remaining is not None:
+        page.put(metrics.RETRAIN_BUDGET, [((model,), status.budget_remaining)])
+    launchers = sorted({launch.launcher for launch in launches} | ({status.launcher} if status.launcher else set()))
+    latest = launches[-1] if launches else None
+    for launcher in launchers:
+        for outcome in metrics.LAUNCH_OUTCOMES:
+            ended = sum(launch.launcher == launcher and launch.state == outcome for launch in launches)
+            page.put(metrics.LAUNCHES, [((model, launcher, outcome), ended)])
+        for state in metrics.LAUNCH_STATES:
+            now = latest is not None and latest.launcher == launcher and latest.state == state
+            page.put(metrics.LAUNCH_STATE, [((model, launcher, state), now)])
+    for launch in reversed(launches):
+        if launch.champion is not None and launch.challenger is not None:
+            page.put(metrics.CHAMPION_QUALITY, [((model, status.metric), launch.champion)])
+            page.put(metrics.CHALLENGER_QUALITY, [((model, status.metric), launch.challenger)])
+            break
+
+
+def _own_version() -> str:
+    """Version of the installed distribution; `unknown` where the code runs without having been installed."""
+    try:
+        return version("tidemark")
+    except PackageNotFoundError:
+        return "unknown"

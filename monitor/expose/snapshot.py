@@ -1,0 +1,83 @@
+"""What is shown, as frozen values: one snapshot at a time, behind every panel, answer and probe.
+
+The loop gives the exporter two things: each judged pane (`monitor.flow.Evaluation`) and, once a turn, a
+`ServiceSnapshot` with what the service itself knows: events, lag, alarms, launches. The exporter makes one `Published`
+of both and swaps one reference. The HTTP thread reads that reference once per request, so that `/metrics`, `/-/ready`
+and the API never disagree and nobody takes a lock.
+
+The invariant: nothing reachable from a `Published` is written to after it was made. Whoever fills a ServiceSnapshot
+therefore hands over copies of mappings that it goes on counting in.
+
+Neighbours: `monitor.expose.exporter` makes it, `monitor.expose.views` words it for the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from monitor.expose.judged import Judged
+from monitor.flow import Alarm, Launch, TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorStatus:
+    """What the service knows of one monitor, besides its drift.
+
+    events    : (outcome, reason) -> events; `counted` has the reason `none`, `lost` the reason `retention`
+    late      : events that came after their pane was judged (they are among the counted)
+    retried   : events that were read a second time because of a NaN literal
+    watermark : event time, seconds since 1970; None before the first event
+    digest    : of the reference in use          launcher : type of the launcher, "" where nothing is retrained
+    metric    : what quality is measured by       budget_remaining : launches left this week; None without retraining
+    """
+
+    model: str
+    version: str
+    events: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    late: int = 0
+    retried: int = 0
+    watermark: float | None = None
+    digest: str = ""
+    launcher: str = ""
+    metric: str = ""
+    budget_remaining: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSnapshot:
+    """What the service knows of itself at one moment.
+
+    ready, reason : whether the state is loaded and the source assigned, and if not, what is waited for
+    lag           : records not yet read, per topic and partition
+    checkpoint    : wall-clock time of the last commit, seconds since 1970; None before the first
+    alarm_counts  : (model, version, segment, kind, state) -> alarms
+    alarms        : the latest alarms, oldest first; the giver bounds how many
+    launches      : the launches that the outbox knows, oldest first
+    dead_letters  : records by outcome, `written` or `dropped`
+    """
+
+    ready: bool = False
+    reason: str = "starting: the stored state is not loaded yet"
+    monitors: tuple[MonitorStatus, ...] = ()
+    lag: Mapping[TopicPartition, int] = field(default_factory=dict)
+    checkpoint: float | None = None
+    alarm_counts: Mapping[tuple[str, str, str, str, str], int] = field(default_factory=dict)
+    alarms: tuple[Alarm, ...] = ()
+    launches: tuple[Launch, ...] = ()
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Everything that is shown at one moment.
+
+    text   : the finished exposition of our own families, UTF-8
+    judged : the latest judged pane of every stream, each with the number of its columns that the exposition folds
+    at     : monotonic time at which it was made, so that a stalled loop can be seen; None before the first
+    """
+
+    text: bytes
+    service: ServiceSnapshot
+    judged: tuple[tuple[Judged, int], ...] = ()
+    at: float | None = None

@@ -1,0 +1,182 @@
+"""The API's answers: a `Published` in words and numbers that a program can read.
+
+The types below are the answers. They are encoded as they stand, and the OpenAPI document takes its schemas from them,
+so that neither can say what the other does not. They are made on the HTTP thread, when asked for, from frozen values: a
+reader costs the loop nothing. Numbers that do not exist (a distance of an empty window) are null. Neighbours:
+`monitor.expose.snapshot` (what is read), `monitor.expose.api` (who answers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitor.expose.judged import Judged
+from monitor.expose.snapshot import MonitorStatus, Published
+from monitor.flow import Alarm, Launch
+from monitor.metrics import STATES
+
+#: Columns of each stream in the list of all monitors; the answer for one monitor has them all.
+_COLUMNS_IN_LIST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnView:
+    """One column of a judged pane; higher is more drift."""
+
+    column: str
+    role: str
+    score: float                                    # 1 = alarm
+    severe_score: float                             # 1 = worth a retraining
+    effect: float                                   # reference standard deviations, never negative
+    effect_lower: float
+    what: str                                       # the strongest comparison: "mean", "level Paris", "missing" ...
+    moved: float                                    # by it, with sign, in its own unit
+    moved_lower: float
+    moved_upper: float
+    moved_unit: str                                 # "sd" (reference standard deviations) or "share" (of events)
+    state: str                                      # drift, quiet, below_ignore or too_few_events
+    smallest_visible_shift: float                   # reference standard deviations
+    distances: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    """The latest judged pane of one model, version and segment; columns with the highest score first."""
+
+    version: str
+    segment: str
+    state: str
+    pane: int
+    start: float                                    # seconds since 1970, event time
+    end: float
+    events: int                                     # in the pane
+    window_events: int                              # in the window that the distances describe
+    score: float                                    # the highest of its columns
+    severe_score: float
+    episode: int                                    # number of the open or latest alarm
+    since: float | None                             # start of the open episode, seconds since 1970
+    columns: list[ColumnView]
+    columns_total: int
+    columns_hidden: int                             # columns that /metrics folds into one
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorView:
+    """One monitor: its traffic, its streams, its latest launch."""
+
+    model: str
+    version: str
+    state: str                                      # the worst of its streams; learning before the first pane
+    digest: str
+    counted: int
+    refused: dict[str, int]                         # by reason
+    lost: int
+    late: int
+    watermark: float | None                         # seconds since 1970, event time
+    budget_remaining: int | None
+    launch: Launch | None
+    streams: list[StreamView]
+
+
+@dataclass(frozen=True, slots=True)
+class Monitors:
+    """All monitors, each stream with its three highest columns."""
+
+    ready: bool
+    reason: str
+    monitors: list[MonitorView]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarms:
+    """The latest alarms, newest first: each change of a decision is one."""
+
+    alarms: list[Alarm]
+
+
+@dataclass(frozen=True, slots=True)
+class Triggers:
+    """The launches that were decided, newest first."""
+
+    triggers: list[Launch]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to a proposed launch that was noted."""
+
+    launch: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why there is no answer, and what there is."""
+
+    error: str
+    known: list[str]
+
+
+def monitors(published: Published) -> Monitors:
+    """All monitors in the order of the configuration."""
+    service = published.service
+    return Monitors(service.ready, "" if service.ready else service.reason,
+                    [_monitor(published, status, _COLUMNS_IN_LIST) for status in service.monitors])
+
+
+def monitor(published: Published, model: str) -> MonitorView | None:
+    """One monitor with all its columns; None where the configuration has no such model."""
+    for status in published.service.monitors:
+        if status.model == model:
+            return _monitor(published, status, None)
+    return None
+
+
+def alarms(published: Published) -> Alarms:
+    """The latest alarms, newest first."""
+    return Alarms(list(reversed(published.service.alarms)))
+
+
+def triggers(published: Published) -> Triggers:
+    """The launches, newest first."""
+    return Triggers(list(reversed(published.service.launches)))
+
+
+def _monitor(published: Published, status: MonitorStatus, columns: int | None) -> MonitorView:
+    streams = [_stream(judged, hidden, columns) for judged, hidden in published.judged if judged.key[0] == status.model]
+    worst = max((list(STATES).index(stream.state) for stream in streams), default=0)
+    launches = [launch for launch in published.service.launches if launch.model == status.model]
+    events = status.events
+    return MonitorView(
+        model=status.model, version=status.version, state=list(STATES)[worst], digest=status.digest,
+        counted=sum(count for (outcome, _), count in events.items() if outcome == "counted"),
+        refused={reason: count for (outcome, reason), count in events.items() if outcome == "refused"},
+        lost=sum(count for (outcome, _), count in events.items() if outcome == "lost"),
+        late=status.late, watermark=status.watermark, budget_remaining=status.budget_remaining,
+        launch=launches[-1] if launches else None, streams=streams)
+
+
+def _stream(judged: Judged, hidden: int, limit: int | None) -> StreamView:
+    evaluation = judged.evaluation
+    window = evaluation.window
+    order = np.argsort(-judged.rank, kind="stable")[:limit].tolist()
+    return StreamView(
+        version=window.version, segment=window.segment, state=evaluation.state, pane=window.pane, start=window.start,
+        end=window.end, events=int(window.profile.events), window_events=judged.window_events,
+        score=float(np.fmax.reduce(judged.score, initial=0.0)),
+        severe_score=float(np.fmax.reduce(judged.severe, initial=0.0)),
+        episode=evaluation.episode, since=evaluation.since,
+        columns=[_column(judged, row) for row in order], columns_total=len(judged.frame.columns), columns_hidden=hidden)
+
+
+def _column(judged: Judged, row: int) -> ColumnView:
+    scores = judged.evaluation.scores
+    return ColumnView(
+        column=judged.frame.columns[row], role=judged.frame.roles[row], score=float(judged.score[row]),
+        severe_score=float(judged.severe[row]), effect=float(judged.effect[row]),
+        effect_lower=float(judged.effect_lower[row]), what=scores.what[row], moved=float(scores.effect[row]),
+        moved_lower=float(scores.effect_lower[row]), moved_upper=float(scores.effect_upper[row]),
+        moved_unit=scores.unit[row], state=scores.state[row], smallest_visible_shift=float(judged.visible[row]),
+        distances={name: float(values[row]) for name, values in judged.distances.items()})

@@ -1,0 +1,289 @@
+"""The plain values that the stages hand to one another, and the seams between them.
+
+    Part, Batch      records as a source gave them, with their offsets           ingest  -> decode
+    Rows             decoded events of one monitor as columns                    decode  -> state
+    Window           a closed pane, ready to be judged                           state   -> decide
+    Alarm            our decision, raised or cleared                             decide  -> retrain, expose
+    Launch           one training job and its life                               retrain -> state, expose
+
+The stages import these and never one another; only `pipeline` and `commands` know them all. Values are frozen; arrays
+inside them are not written to after they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detectors.profile import Profile
+from detectors.scan import Scores
+
+TopicPartition = tuple[str, int]
+
+#: Why an event was refused: the whole, closed list, so that `reason` is a bounded label.
+REASONS = (
+    "tombstone",      # a record without a value
+    "too_large",      # more bytes than `limits.message_bytes`
+    "json",           # not one well-formed JSON document (truncated, trailing bytes, Infinity, 1e400)
+    "encoding",       # not UTF-8, a byte order mark, a lone surrogate
+    "depth",          # nested deeper than the parser allows
+    "type",           # a value of another kind than the schema says
+    "timestamp",      # no event time, one before 1970, or more than a day ahead of us
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive records of one topic partition, as they came.
+
+    values  : the records' bytes (None for a tombstone); or a pyarrow table for columnar files
+    offsets : int64, shape (n,), rising; compacted topics and transactions leave gaps
+    times   : int64, shape (n,), milliseconds since 1970: the records' own timestamps (-1 where there is none)
+    next_offset : where reading goes on after this part
+    """
+
+    topic: str
+    partition: int
+    values: Any
+    offsets: NDArray[np.int64]
+    times: NDArray[np.int64]
+    next_offset: int
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one turn of a source brought: parts of several partitions, perhaps nothing.
+
+    assigned : every partition that the source reads now; a partition that is assigned but silent holds the watermark back
+    caught_up : the partitions of which nothing more was waiting when this batch was taken
+    ended    : a bounded source has no more; the pipeline closes every pane and returns
+    lost     : records that retention removed before they were read, per partition
+    """
+
+    parts: tuple[Part, ...] = ()
+    assigned: frozenset[TopicPartition] = frozenset()
+    caught_up: frozenset[TopicPartition] = frozenset()
+    ended: bool = False
+    lost: Mapping[TopicPartition, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+class Source(Protocol):
+    """Where batches come from: Kafka, files, memory. Iterating it yields a batch at least once a second, even empty."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches, at least one a second."""
+
+    def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Go on from these offsets; partitions that are not named start at the source's own default."""
+
+    def hold(self, partitions: Collection[TopicPartition]) -> None:
+        """Read no further from these for now, and from all others go on: the slower partitions must catch up first."""
+
+    def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Tell the outside (Kafka's group offsets, for lag tools only) what is safely stored."""
+
+    def lag(self) -> Mapping[TopicPartition, int]:
+        """Events not yet read, per partition."""
+
+    def close(self) -> None:
+        """Leave; nothing is committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One record that could not be used, on its way to the dead letters."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str                                     # one of REASONS
+    detail: str                                     # the parser's words, at most 200 characters
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Decoded events of one monitor from one partition, in stream order.
+
+    offsets : int64 (n,) of the good events      times : int64 (n,), milliseconds since 1970, event time
+    columns : per schema column float64 (n,) with NaN for missing, or a list of str | None
+    others  : values that are kept but not watched: `id` (list of str | None) and label columns, when the schema has them
+    read    : records read, good and refused; `next_offset` is where this partition goes on
+    """
+
+    model: str
+    topic: str
+    partition: int
+    offsets: NDArray[np.int64]
+    times: NDArray[np.int64]
+    columns: Mapping[str, NDArray[np.float64] | Sequence[str | None]]
+    next_offset: int
+    read: int
+    others: Mapping[str, NDArray[np.float64] | Sequence[str | None]] = field(default_factory=dict)
+    refusals: tuple[Refusal, ...] = ()
+    retried: int = 0                                # events read a second time because they held a NaN literal
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A pane that event time has passed: decided once, never again.
+
+    pane       : its number, floor(event time / pane seconds)     start, end : seconds since 1970
+    profile    : counts of the pane (empty panes have zero counts)
+    skipped    : empty panes between the previous one and this
+    """
+
+    model: str
+    version: str
+    segment: str
+    pane: int
+    start: float
+    end: float
+    profile: Profile
+    skipped: int = 0
+
+
+AlarmState = Literal["raised", "severe", "cleared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mover:
+    """One column that moved, as an alarm names it: how far, how sure, in which way."""
+
+    column: str
+    role: str
+    effect: float                                   # reference standard deviations (or share of events, see `unit`)
+    lower: float
+    upper: float
+    evidence: float                                 # z over threshold: 1 is an alarm
+    what: str                                       # "mean", "spread", "shape", "bin [3.1, 4.0)", "missing", "unseen" ...
+    unit: Literal["sd", "share"] = "sd"
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A change of our decision about one stream: raised, severe (worth a retraining) or cleared.
+
+    episode : number of the alarm of this model and version, rising; raised, severe and cleared share it
+    kind    : `drift`, or `quality` (missing, unseen, out of range), which never starts a retraining
+    since   : start of the shortest window that shows it, seconds since 1970
+    at      : end of the pane that decided, seconds since 1970
+    """
+
+    model: str
+    version: str
+    segment: str
+    episode: int
+    state: AlarmState
+    kind: Literal["drift", "quality"]
+    score: float                                    # 1 = alarm threshold
+    severe_score: float                             # 1 = retraining threshold
+    since: float
+    at: float
+    pane: int
+    window_panes: int
+    window_events: int
+    movers: tuple[Mover, ...] = ()
+    reference_adequate: bool = True
+    reason: str = ""                                # of a clearing: "quiet", "new reference"
+
+
+LaunchState = Literal[
+    "proposed", "approved", "submitted", "running", "succeeded", "failed", "timed_out", "judged", "promoted", "refused",
+]
+#: States in which nothing more happens.
+FINAL_STATES: frozenset[str] = frozenset({"failed", "timed_out", "promoted", "refused"})
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One training job from the decision to the verdict; the outbox stores it whole after every step.
+
+    id      : 12 hex digits of sha256(model, version, episode): asking twice is one job
+    steps   : (state, seconds since 1970) in the order they happened
+    offsets : next offset per partition when the launch was decided: the data reaches up to there
+    """
+
+    id: str
+    model: str
+    version: str
+    episode: int
+    launcher: str
+    state: LaunchState
+    reason: str                                     # JSON: columns, effects, window; goes to the trainer
+    steps: tuple[tuple[str, float], ...]
+    offsets: Mapping[str, int] = field(default_factory=dict)    # "topic:partition" -> next offset
+    external: str = ""                              # the launcher's own name: a process id, a Job's name
+    detail: str = ""                                # why it failed, or what the verdict rests on
+    attempts: int = 0                               # calls of the launcher that failed and may be tried again
+    retry_at: float = 0.0                           # not before this time
+    data_uri: str = ""
+    output_uri: str = ""
+    champion: float | None = None                   # quality on the held-back events
+    challenger: float | None = None
+    difference: float | None = None                 # challenger - champion, with its interval
+    difference_lower: float | None = None
+    difference_upper: float | None = None
+    verdict: str = ""                               # "better", "worse", "not yet known"
+    new_version: str = ""
+    model_uri: str = ""
+    reference_uri: str = ""
+    progress: str = ""                              # the job's last progress line
+    decided_at: float = 0.0                         # event time of the alarm that asked for it: cooldown and budget
+    cut_over_at: float = 0.0                        # event time from which the new reference judges; 0: not (yet)
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What a launcher knows of a job."""
+
+    state: Literal["queued", "running", "succeeded", "failed", "unknown"]
+    detail: str = ""
+    progress: str = ""
+
+
+class Launcher(Protocol):
+    """A back end that trains. `start` of the same launch twice is one job; errors are LaunchFailed."""
+
+    name: str
+
+    def start(self, launch: Launch) -> str:
+        """Start the job, or find it where it was started before; return the launcher's own name of it."""
+
+    def status(self, launch: Launch) -> JobStatus:
+        """How the job stands."""
+
+    def cancel(self, launch: Launch) -> None:
+        """End the job; one that is gone is no error."""
+
+
+class Clock(Protocol):
+    """Wall-clock time, so that tests can move it."""
+
+    def __call__(self) -> float:
+        """Seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One decided pane with everything that was decided on it: what is shown, exported and explained."""
+
+    window: Window
+    scores: Scores
+    alarms: tuple[Alarm, ...]
+    state: str                                      # learning, insufficient_data, reference_inadequate, quiet, warning, drift
+    episode: int
+    since: float | None                             # start of the open episode

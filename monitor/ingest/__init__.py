@@ -1,0 +1,1 @@
+"""Ingest: bytes from Kafka or files to columns."""

@@ -1,0 +1,171 @@
+"""Refused events on their way out of the stream: kept with reason, place and bytes, so that nothing disappears.
+
+    file:PATH    one JSON object per line: topic, partition, offset, reason, detail, value (base64)
+    topic:NAME   one Kafka record each: the event's bytes, and the rest as headers
+    none         nothing is kept; they are counted as dropped
+
+`write` buffers, `flush` stands before the checkpoint: first the dead letters, then the offsets behind them. A crash
+between the two writes some of them again (at least once); topic, partition and offset name an event for whoever
+reads them. A file is bounded by `limits.dead_letter_bytes`: at half of it, it becomes PATH.1 and the PATH.1 before is
+dropped and counted. A destination that fails does not stop the stream: what it did not take is counted as dropped and
+told in the log once a minute. Neighbours: `decode` makes the refusals, `pipeline` calls write and flush.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from monitor.config import Kafka, Limits
+from monitor.errors import TidemarkError
+from monitor.flow import Refusal
+from monitor.ingest.kafka import ApiVersion, KafkaWriter
+
+log = logging.getLogger("tidemark")
+
+_BUFFER_BYTES = 16 << 20                            # more than this waiting for a checkpoint is flushed early
+_RECORD_BYTES = 64 << 10                            # what a record takes besides its value, generously
+_REPEAT_SECONDS = 60.0
+
+
+class DeadLetters:
+    """Where refused events go.
+
+    destination : service.dead_letters      limits : `dead_letter_bytes` bounds both files together
+    """
+
+    def __init__(self, destination: str, limits: Limits, kafka: Kafka, *, api_version: ApiVersion = None) -> None:
+        kind, _, name = destination.partition(":")
+        self._path = Path(name) if kind == "file" else None
+        self._topic = name if kind == "topic" else None
+        self._file_bytes = limits.dead_letter_bytes // 2
+        self._kafka, self._api_version = kafka, api_version
+        self._writer: KafkaWriter | None = None
+        self._buffer: list[Refusal] = []
+        self._buffered_bytes = 0
+        self._counts = {"written": 0, "dropped": 0}
+        self._told_at = self._tried_at = -_REPEAT_SECONDS
+
+    def write(self, refusals: Iterable[Refusal]) -> None:
+        """Take refused events; they are safe after the next `flush`."""
+        for refusal in refusals:
+            self._buffer.append(refusal)
+            self._buffered_bytes += len(refusal.value or b"")
+            if self._buffered_bytes > _BUFFER_BYTES:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write out what was taken; what cannot be written is counted as dropped."""
+        refusals, self._buffer, self._buffered_bytes = self._buffer, [], 0
+        if not refusals:
+            return
+        try:
+            if self._path is not None:
+                self._append(self._path, refusals)
+            elif self._topic is not None:
+                self._send(self._topic, refusals)
+            else:
+                self._counts["dropped"] += len(refusals)
+        except (OSError, TidemarkError) as error:
+            self._counts["dropped"] += len(refusals)
+            self._tell(str(error))
+
+    def counts(self) -> Mapping[str, int]:
+        """Refused events so far, by outcome: `written` or `dropped`."""
+        return dict(self._counts)
+
+    def discard(self) -> None:
+        """Keep nothing from now on, as with `none`."""
+        self._path = self._topic = None
+
+    def close(self) -> None:
+        """Flush, and close the connection if there is one."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _append(self, path: Path, refusals: list[Refusal]) -> None:
+        lines = [_line(refusal, self._file_bytes) for refusal in refusals]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while lines:
+            size = path.stat().st_size if path.exists() else 0
+            if size and size + len(lines[0]) > self._file_bytes:
+                self._rotate(path)
+                size = 0
+            taken = 0
+            while taken < len(lines) and (taken == 0 or size + len(lines[taken]) <= self._file_bytes):
+                size += len(lines[taken])
+                taken += 1
+            with open(path, "ab") as file:
+                file.write(b"".join(lines[:taken]))
+                file.flush()
+                os.fsync(file.fileno())             # the checkpoint that follows is durable, so this must be, too
+            self._counts["written"] += taken
+            lines = lines[taken:]
+
+    def _rotate(self, path: Path) -> None:
+        old = path.with_name(path.name + ".1")
+        if old.exists():
+            with open(old, "rb") as file:
+                dropped = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+            self._counts["dropped"] += dropped
+            self._tell(f"limits.dead_letter_bytes reached: {dropped} old dead letters gave way")
+        os.replace(path, old)
+
+    def _send(self, topic: str, refusals: list[Refusal]) -> None:
+        if self._writer is None:
+            if time.monotonic() - self._tried_at < _REPEAT_SECONDS:
+                self._counts["dropped"] += len(refusals)
+                return
+            self._tried_at = time.monotonic()
+            self._writer = KafkaWriter(self._kafka, topic, api_version=self._api_version)
+        failed = self._sent(refusals, with_value=True)
+        # A record may be too large for this topic: its place and reason are worth keeping all the same.
+        large = [refusal for refusal, why in failed if "TooLarge" in why]
+        left = [(refusal, why) for refusal, why in failed if "TooLarge" not in why]
+        left += self._sent(large, with_value=False) if large else []
+        self._counts["written"] += len(refusals) - len(left)
+        self._counts["dropped"] += len(left)
+        if left:
+            self._tell(left[0][1])
+
+    def _sent(self, refusals: list[Refusal], *, with_value: bool) -> list[tuple[Refusal, str]]:
+        """Send and wait; the ones that were not stored, with the reason."""
+        assert self._writer is not None
+        for refusal in refusals:
+            self._writer.send(refusal.value if with_value else b"", _headers(refusal, with_value))
+        outcomes = self._writer.flush()
+        return [(refusal, why) for refusal, why in zip(refusals, outcomes, strict=True) if why]
+
+    def _tell(self, error: str) -> None:
+        if time.monotonic() - self._told_at > _REPEAT_SECONDS:
+            self._told_at = time.monotonic()
+            log.error("Dead letters dropped.", extra={"error": error, "dropped": self._counts["dropped"]})
+
+
+def _line(refusal: Refusal, bytes_max: int) -> bytes:
+    document: dict[str, object] = {
+        "topic": refusal.topic, "partition": refusal.partition, "offset": refusal.offset,
+        "reason": refusal.reason, "detail": refusal.detail,
+    }
+    value = refusal.value
+    if value is not None and len(value) * 4 // 3 + _RECORD_BYTES > bytes_max:
+        document["truncated"] = len(value)
+        value = value[:max(0, (bytes_max - _RECORD_BYTES) * 3 // 4)]
+    document["value"] = None if value is None else base64.b64encode(value).decode("ascii")
+    return msgspec.json.encode(document) + b"\n"
+
+
+def _headers(refusal: Refusal, with_value: bool) -> list[tuple[str, bytes]]:
+    headers = [("reason", refusal.reason), ("topic", refusal.topic), ("partition", str(refusal.partition)),
+               ("offset", str(refusal.offset)), ("detail", refusal.detail)]
+    if not with_value:
+        headers.append(("truncated", str(len(refusal.value or b""))))
+    return [(name, text.encode("utf-8", "replace")) for name, text in headers]

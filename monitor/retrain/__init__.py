@@ -1,0 +1,1 @@
+"""Retraining: from a severe alarm to a judged challenger."""

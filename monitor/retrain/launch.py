@@ -1,0 +1,290 @@
+"""Carries launches out: from approved to promoted or refused, one small step per turn of the loop.
+
+    approved -> submitted -> running -> succeeded -> judged -> promoted | refused
+        `-----------`-----------`-> failed, timed_out
+
+Every step follows one pattern, which makes a kill at any instruction harmless: *save the intention, act, save the
+outcome*, where each act can be repeated.
+
+ 1. approved   enough labelled events since the alarm? `snapshot` writes the training data (same launch, same file);
+               `submitted` is saved with data_uri and output_uri, before anything is started
+ 2. submitted  `launcher.start`, which finds what it started before under this id; then `running` is saved
+ 3. running    `launcher.status`, at most every `poll_seconds`; past the deadline the intention to cancel is saved, then
+               the job is cancelled, then `timed_out` is saved
+ 4. succeeded  the challenger is judged (`challenger`); `judged` is saved with the figures
+ 5. judged     promotion (`promote`), which the same launch repeats without effect; then `promoted` or `refused`
+
+A call that fails for now (LaunchFailed with retry) is tried again after 5 s, doubling to 5 min, each time a random part
+shorter so that many services do not knock together; one that fails for good ends the launch with its reason. A job that
+the launcher no longer knows is judged by what it left, or failed: never taken for a success by itself.
+
+Cost: nothing while no launch is open. The calls block the loop, so each has its own time limit in its launcher, and
+only one step per launch is taken per turn. Neighbours: `trigger` makes launches, the pipeline calls `advance`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectors.reference import Reference, ReferenceMismatch
+from monitor import config
+from monitor.errors import LaunchFailed
+from monitor.flow import FINAL_STATES, Launch, Launcher, LaunchState
+from monitor.retrain import challenger
+from monitor.retrain.ledger import Ledger
+from monitor.retrain.promote import PromotionRefused, load_reference, promote
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS_MIN = 5.0
+BACKOFF_SECONDS_MAX = 300.0
+#: How long a call may go on failing, beyond the launcher's own deadline, before the launch is given up.
+PATIENCE_SECONDS = 24 * 3600.0
+#: How long we wait for `collect_events`: labels that have not come in two weeks are not coming.
+COLLECT_SECONDS = 14 * 86_400.0
+#: A local process is asked for nothing; an API server that many services poll is asked four times a minute.
+POLL_SECONDS = {"local": 2.0, "kubernetes": 15.0}
+CANCELLING = "deadline passed, cancelling"
+RETRYING = "will be tried again: "
+
+Save = Callable[[Launch], None]
+Snapshot = Callable[[Launch], str]
+Captured = Callable[[Launch], int]
+
+
+class Retraining:
+    """The open launches of all models, each taken on by its own launcher."""
+
+    def __init__(self, policies: Mapping[str, config.Retrain], ledger: Ledger, launchers: Mapping[str, Launcher], *,
+                 save: Save, snapshot: Snapshot, reference: Callable[[str], Reference],
+                 poll_seconds: float | None = None, rng: random.Random | None = None) -> None:
+        """Put the parts together; nothing is called yet.
+
+        launchers : by model            save : one transaction that stores this launch alone
+        snapshot  : keeps the captured events for this launch and returns their folder, .../<launch id>/data;
+                    repeating it is harmless
+        reference : the reference that a model is judged by now
+        """
+        self.policies = policies
+        self.ledger = ledger
+        self.launchers = launchers
+        self._store = save
+        self._snapshot = snapshot
+        self._reference = reference
+        self._poll_seconds = poll_seconds
+        self._rng = rng or random.Random()
+        self._polled: dict[str, float] = {}                 # launch id -> when we last asked; forgotten at a restart
+        self._misses: dict[str, int] = {}                   # launch id -> failed calls in a row
+        self._references: dict[str, Reference] = {}         # promoted here, not yet taken by the pipeline
+        self._reference_at: dict[str, float] = {}           # promoted launch -> when to try its reference again
+        self._now = 0.0                                     # of the latest `advance`
+
+    def advance(self, now: float, captured: Captured) -> list[Launch]:
+        """Take every open launch on by at most one step; returns those that changed, as they are now.
+
+        now : wall-clock seconds since 1970       captured : labelled events kept since the launch's alarm began
+        Called after the checkpoint was committed, so that a launch in hand is a launch that is stored.
+        """
+        self._now = now
+        moved = []
+        for launch in self.ledger.unfinished():
+            if launch.state == "proposed" or launch.model not in self.policies:
+                continue                                    # waits for a person, or for its monitor to come back
+            # The upper bound forgives a wall clock that was set back.
+            if 0 < launch.retry_at - now <= BACKOFF_SECONDS_MAX:
+                continue
+            try:
+                self._step(launch, now, captured)
+            except LaunchFailed as error:
+                self._set_back(self.ledger.launches[launch.id], error, now)
+            after = self.ledger.launches[launch.id]
+            if after != launch:
+                moved.append(after)
+            if after.state in FINAL_STATES:
+                self._polled.pop(launch.id, None)
+                self._misses.pop(launch.id, None)
+        return moved
+
+    def take_reference(self, launch: Launch) -> Reference | None:
+        """The reference of a promoted launch, to cut over to: as it was checked, or read again after a restart.
+
+        None while it cannot be had, which is logged and tried again every BACKOFF_SECONDS_MAX: the old one judges on.
+        """
+        if launch.id in self._references:
+            return self._references.pop(launch.id)
+        if 0 < self._reference_at.get(launch.id, 0.0) - self._now <= BACKOFF_SECONDS_MAX:
+            return None
+        try:
+            reference = load_reference(launch.reference_uri)
+            reference.require(self._reference(launch.model).columns)
+        except (LaunchFailed, ReferenceMismatch, challenger.ContractBroken) as error:
+            self._reference_at[launch.id] = self._now + BACKOFF_SECONDS_MAX
+            log.error("New reference not readable.", extra={"launch": launch.id, "model": launch.model,
+                                                            "error": str(error)})
+            return None
+        self._reference_at.pop(launch.id, None)
+        return reference
+
+    def _step(self, launch: Launch, now: float, captured: Captured) -> None:
+        policy = self.policies[launch.model]
+        if launch.state == "approved":
+            self._submit(launch, policy, now, captured)
+        elif launch.state in ("submitted", "running"):
+            launcher = self.launchers[launch.model]
+            if launcher.name != launch.launcher:
+                raise LaunchFailed(f"retrain.launcher.type: expected {launch.launcher}, which has this launch, "
+                                   f"got {launcher.name}; its job may still run there: end it by hand")
+            if launch.state == "submitted":
+                self._move(launch, "running", now, external=launcher.start(launch))
+            else:
+                self._follow(launch, policy, launcher, now)
+        elif launch.state == "succeeded":
+            self._judge(launch, policy, now)
+        elif launch.state == "judged":
+            self._promote(launch, policy, now)
+
+    def _submit(self, launch: Launch, policy: config.Retrain, now: float, captured: Captured) -> None:
+        """Step 1: wait for events, write them down for the trainer, save where everything will be."""
+        if not self._is_due(launch, now):
+            return
+        events = captured(launch)
+        if events < policy.collect_events:
+            waiting = f"{events:,} of {policy.collect_events:,} labelled events since the alarm began"
+            if now - launch.steps[-1][1] > COLLECT_SECONDS:
+                raise LaunchFailed(f"only {waiting}, after {COLLECT_SECONDS / 86_400:.0f} days; send labels, "
+                                   "or lower retrain.collect_events")
+            self.ledger.put(dataclasses.replace(launch, progress=waiting))
+            return
+        try:
+            data_uri = self._snapshot(launch).rstrip("/")
+        except OSError as error:
+            raise LaunchFailed(f"retrain.capture_uri: training data cannot be written: {error}", retry=True) from None
+        self._move(launch, "submitted", now, data_uri=data_uri, output_uri=output_beside(data_uri),
+                   progress="")
+
+    def _follow(self, launch: Launch, policy: config.Retrain, launcher: Launcher, now: float) -> None:
+        """Step 3: ask how the job stands; end it when its time is over."""
+        if not self._is_due(launch, now):
+            return
+        status = launcher.status(launch)
+        self._misses.pop(launch.id, None)
+        is_cancelling = launch.detail.startswith(CANCELLING)
+        if status.progress and status.progress != launch.progress:
+            launch = dataclasses.replace(launch, progress=status.progress)
+            self.ledger.put(launch)                         # stored with the next checkpoint: only for people to see
+        hours = policy.launcher.deadline_hours
+        over = f"did not end within {hours:g} hours (retrain.launcher.deadline_hours); was ended"
+        if status.state == "succeeded":
+            self._move(launch, "succeeded", now)
+        elif status.state == "unknown":
+            self._vanished(launch, status.detail, now)
+        elif status.state == "failed":
+            # A job that fails because we ended it, seen after a restart, has timed out.
+            state: LaunchState = "timed_out" if is_cancelling else "failed"
+            self._move(launch, state, now, detail=over if is_cancelling else status.detail or "the job failed")
+        elif is_cancelling or now - _time_of(launch, "submitted") > hours * 3600:
+            intended = dataclasses.replace(launch, detail=CANCELLING)
+            self._save(intended)
+            launcher.cancel(intended)
+            self._move(intended, "timed_out", now, detail=over)
+        elif launch.retry_at or launch.detail:
+            self.ledger.put(dataclasses.replace(launch, retry_at=0.0, detail=""))
+
+    def _vanished(self, launch: Launch, detail: str, now: float) -> None:
+        """The launcher does not know the job any more: what it left decides; a result in disorder is for the judge."""
+        try:
+            has_result = challenger.read_result(launch) is not None
+        except challenger.ContractBroken:
+            has_result = True
+        if has_result:
+            self._move(launch, "succeeded", now)
+        elif launch.detail.startswith(CANCELLING):
+            self._move(launch, "timed_out", now, detail="was ended at its deadline")
+        else:
+            self._move(launch, "failed", now, detail=f"the job is gone and left no result.json: {detail}")
+
+    def _judge(self, launch: Launch, policy: config.Retrain, now: float) -> None:
+        """Step 4: champion against challenger."""
+        verdict, result = challenger.judge(launch, metric=policy.metric, events_min=policy.holdout_events_min)
+        if result is None or verdict.verdict == "failed":
+            self._move(launch, "failed", now, detail=verdict.detail)
+            return
+        self._move(launch, "judged", now, detail=verdict.detail, verdict=verdict.verdict, champion=verdict.champion,
+                   challenger=verdict.challenger, difference=verdict.difference, difference_lower=verdict.lower,
+                   difference_upper=verdict.upper, new_version=challenger.new_version(launch, result),
+                   model_uri=challenger.output_path(launch.output_uri, result.model_uri),
+                   reference_uri=challenger.output_path(launch.output_uri, result.reference_uri))
+
+    def _promote(self, launch: Launch, policy: config.Retrain, now: float) -> None:
+        """Step 5: promote what is better, refuse the rest."""
+        try:
+            reference = promote(policy.promote, launch, current=self._reference(launch.model), now=now)
+        except PromotionRefused as refusal:
+            self._move(launch, "refused", now, detail=str(refusal))
+            return
+        self._references[launch.id] = reference
+        self._move(launch, "promoted", now, detail=launch.detail)
+
+    def _is_due(self, launch: Launch, now: float) -> bool:
+        """Whether this launch may be asked about again; notes that it is."""
+        every = POLL_SECONDS.get(launch.launcher, 15.0) if self._poll_seconds is None else self._poll_seconds
+        last = self._polled.get(launch.id)
+        if last is not None and 0 <= now - last < every:
+            return False
+        self._polled[launch.id] = now
+        return True
+
+    def _set_back(self, launch: Launch, error: LaunchFailed, now: float) -> None:
+        """A call failed: try it again later, or give the launch up. `attempts` counts over the whole launch."""
+        attempts = launch.attempts + 1
+        patience = self.policies[launch.model].launcher.deadline_hours * 3600 + PATIENCE_SECONDS
+        if not error.retry:
+            self._move(launch, "failed", now, detail=str(error), attempts=attempts)
+            return
+        if now - launch.steps[-1][1] > patience:
+            self._move(launch, "failed", now, detail=f"given up after {attempts} failed calls: {error}",
+                       attempts=attempts)
+            return
+        misses = self._misses[launch.id] = self._misses.get(launch.id, 0) + 1
+        longest = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(misses, 10))
+        retry_at = now + self._rng.uniform(max(BACKOFF_SECONDS_MIN, longest / 2), longest)
+        # Where `detail` holds something that is still needed (the verdict, the intention), people read it as progress.
+        keep = launch.state == "judged" or launch.detail.startswith(CANCELLING)
+        words = f"{RETRYING}{error}"
+        self._save(dataclasses.replace(launch, attempts=attempts, retry_at=retry_at,
+                                       detail=launch.detail if keep else words,
+                                       progress=words if keep else launch.progress))
+        log.warning("Launch set back.", extra={"launch": launch.id, "model": launch.model, "state": launch.state,
+                                               "attempt": attempts, "error": str(error)})
+
+    def _move(self, launch: Launch, state: LaunchState, now: float, **changes: Any) -> None:
+        """Save the launch in its next state; what is not said about `detail` and `retry_at` is forgotten."""
+        progress = "" if launch.progress.startswith(RETRYING) else launch.progress
+        changes = {"detail": "", "retry_at": 0.0, "progress": progress, **changes}
+        self._save(dataclasses.replace(launch, state=state, steps=(*launch.steps, (state, now)), **changes))
+        self._misses.pop(launch.id, None)
+        self._polled.pop(launch.id, None)
+        log.info("Launch moved on.", extra={"launch": launch.id, "model": launch.model, "state": state})
+
+    def _save(self, launch: Launch) -> None:
+        self.ledger.put(launch)
+        self._store(launch)
+        self.ledger.clear_changed(launch)
+
+
+def output_beside(data_uri: str) -> str:
+    """The launch's output folder: beside its data folder, so that one volume or bucket holds both.
+
+    >>> output_beside("s3://captures/churn/launches/3f9c2a1b7d4e/data")
+    's3://captures/churn/launches/3f9c2a1b7d4e/output'
+    """
+    return f"{data_uri.rpartition('/')[0]}/output"
+
+
+def _time_of(launch: Launch, state: LaunchState) -> float:
+    """When the launch came into a state; its last step's time, where it never was in it."""
+    return next((at for name, at in launch.steps if name == state), launch.steps[-1][1])

@@ -1,0 +1,34 @@
+"""The launchers: back ends that train. One module each, imported when a configuration names it and not before."""
+
+from __future__ import annotations
+
+from monitor.config import KubernetesLauncher, LocalLauncher
+from monitor.flow import Launch, Launcher
+
+
+def launcher_for(config: LocalLauncher | KubernetesLauncher, *, capture_uri: str | None = None,
+                 path: str = "retrain.launcher") -> Launcher:
+    """The launcher that a configuration's `retrain.launcher` names.
+
+    capture_uri : where captured events are written; a Job's volume is mounted there
+    path        : where `config` stands in the file, for ConfigError: its client is not installed, a value is wrong
+    """
+    if isinstance(config, LocalLauncher):
+        from monitor.retrain.launchers.local import Local
+
+        return Local(config)
+    from monitor.retrain.launchers.kubernetes import KubernetesJobs
+
+    return KubernetesJobs(config, capture_uri=capture_uri, path=path)
+
+
+def trainer_environment(launch: Launch) -> dict[str, str]:
+    """What every trainer is told, whatever starts it: the environment of the trainer's contract."""
+    return {
+        "TIDEMARK_LAUNCH_ID": launch.id,
+        "TIDEMARK_MODEL": launch.model,
+        "TIDEMARK_VERSION": launch.version,
+        "TIDEMARK_REASON": launch.reason,
+        "TIDEMARK_DATA_URI": launch.data_uri,
+        "TIDEMARK_OUTPUT_URI": launch.output_uri,
+    }

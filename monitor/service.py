@@ -1,0 +1,301 @@
+"""From a configuration to a running service: every stage is built, checked and given its stored state here.
+
+Order, which matters: configuration and references are checked before anything is opened; the state is loaded before the
+source is told where to go on; the HTTP server starts last and is ready only when all of this is done.
+
+A model's version in the state may be ahead of the configuration's: a promotion moved it on, and the configuration still
+says where it began. The state keeps the promoted reference itself, so that a restart needs no file of the trainer.
+Neighbours: `pipeline` runs what is built here; `commands` asks for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from detectors.reference import Reference
+from detectors.scan import Scan, Scores
+from monitor.config import Config, Monitor, budget, state_path
+from monitor.decide.policy import Judge, Knobs, Policy, PolicyState
+from monitor.errors import CheckpointRefused, ConfigError, SourceFailed
+from monitor.expose.exporter import Exporter
+from monitor.expose.inbox import Inbox
+from monitor.flow import Alarm, Batch, Clock, Evaluation, Launch, Launcher, Rows, Source
+from monitor.ingest.deadletters import DeadLetters
+from monitor.ingest.decode import Decoder
+from monitor.ingest.files import FileSource
+from monitor.ingest.kafka import KafkaSource
+from monitor.ingest.schema import StreamSchema
+from monitor.pipeline import Configured, Stages
+from monitor.retrain.launch import Retraining
+from monitor.retrain.launchers import launcher_for
+from monitor.retrain.ledger import Ledger, decision_from_json, launch_from_json, launch_to_json
+from monitor.retrain.trigger import Trigger
+from monitor.state.capture import Capture, read_text
+from monitor.state.panes import NO_PANE, Panes, Stream
+from monitor.state.store import Store
+
+#: Bytes of one count, and panes that a ring holds.
+COUNT_BYTES = 8
+RING_PANES = 129
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One monitor of the configuration with what was loaded for it."""
+
+    index: int
+    monitor: Monitor
+    reference: Reference                            # the configured one
+    version: str
+
+    @property
+    def where(self) -> str:
+        """Its path in the configuration."""
+        return f"monitors[{self.index}]"
+
+    def schema(self) -> StreamSchema:
+        """How its events are read."""
+        return StreamSchema.resolve(self.monitor.schema, self.reference.columns, where=f"{self.where}.schema")
+
+    def knobs(self) -> Knobs:
+        """What it asks of its decisions."""
+        monitor, retrain = self.monitor, self.monitor.retrain
+        return Knobs(
+            budget(monitor.alarm.max_false_alarms, f"{self.where}.alarm.max_false_alarms"), float(monitor.pane.seconds),
+            monitor.alarm.ignore_below, retrain.above if retrain else 0.3,
+            frozenset(retrain.roles if retrain else ("input", "prediction", "score", "path")),
+        )
+
+    def memory_bytes(self, open_panes: int) -> int:
+        """rows x bins x (open panes + two rings of 129) x 8: the bound that does not grow with events."""
+        rows, bins = self.reference.shape
+        return rows * bins * (open_panes + 2 * RING_PANES) * COUNT_BYTES
+
+
+def watched(config: Config) -> list[Watched]:
+    """Load and check every monitor's reference; the first thing that is wrong is one clear line."""
+    found = []
+    for index, monitor in enumerate(config.monitors):
+        where = f"monitors[{index}].reference"
+        if "://" not in monitor.reference and not Path(monitor.reference).is_file():
+            raise ConfigError(f"{where}: expected a file, found none at {monitor.reference!r}; make it with `tidemark fit`")
+        reference = Reference.from_json(read_text(monitor.reference), f"{where} ({monitor.reference})")
+        if reference.model != monitor.model:
+            raise ConfigError(f"{where}: expected a reference of model {monitor.model!r}, got one of {reference.model!r}")
+        if monitor.version is not None and monitor.version != reference.version:
+            raise ConfigError(
+                f"{where}: expected a reference of version {monitor.version!r}, got {reference.version!r}; "
+                "fit one for this version or mend monitors' `version`"
+            )
+        if len(reference.rows) > config.limits.columns:
+            raise ConfigError(f"{where}: expected at most limits.columns = {config.limits.columns}, got {len(reference.rows)}")
+        found.append(Watched(index, monitor, reference, reference.version))
+        found[-1].schema()
+    needed = sum(one.memory_bytes(config.limits.open_panes) for one in found)
+    if needed > config.limits.memory_mb << 20:
+        raise ConfigError(
+            f"limits.memory_mb: expected at least {-(-needed >> 20)} for columns x bins x panes x 8 bytes of all monitors, "
+            f"got {config.limits.memory_mb}; raise it, watch fewer columns, or lower limits.open_panes"
+        )
+    return found
+
+
+def build(
+    config: Config, *, clock: Clock = time.time, source: Source | None = None, launching: bool = True,
+    state: Path | str | None = None, exporter: Exporter | None = None, inbox: Inbox | None = None,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
+) -> Stages:
+    """Everything that `run` needs, with its stored state loaded and its source at the stored offsets.
+
+    source    : read this instead of what the configuration names       state : keep the state here (":memory:" for none)
+    launching : False decides and writes down, but starts no training and captures nothing
+    """
+    monitors = watched(config)
+    store = Store(state if state is not None else state_path(config.service.state))
+    try:
+        ledger = Ledger(map(launch_from_json, store.history("launches")), map(decision_from_json, store.history("decisions")))
+        judge = Judge({one.monitor.model: one.knobs() for one in monitors})
+        streams = [_restored(one, store, judge) for one in monitors]
+        captures = {} if not launching else {one.monitor.model: _capture(one, store) for one in monitors if one.monitor.retrain}
+        panes = Panes(streams, clock=clock, idle_seconds=config.kafka.idle_seconds, open_panes_max=config.limits.open_panes)
+        policies = {one.monitor.model: one.monitor.retrain for one in monitors if one.monitor.retrain is not None}
+        launchers: dict[str, Launcher] = (
+            {one.monitor.model: launcher_for(one.monitor.retrain.launcher, capture_uri=one.monitor.retrain.capture_uri,
+                                             path=f"{one.where}.retrain.launcher")
+             for one in monitors if one.monitor.retrain is not None} if launching else {})
+
+        def save(launch: Launch) -> None:
+            with store.transaction() as db:
+                store.save_launch(db, launch.id, launch.model, launch_to_json(launch))
+
+        stages = Stages(
+            source=source if source is not None else _source(config, monitors),
+            decode=_decoding(config, monitors), panes=panes, judge=judge, policy=Policy(judge),
+            trigger=Trigger(policies, ledger, clock=clock),
+            retraining=Retraining(
+                policies, ledger, launchers, save=save, snapshot=lambda launch: captures[launch.model].snapshot(launch.id),
+                reference=lambda model: judge.scans[model].reference),
+            store=store,
+            dead_letters=DeadLetters(config.service.dead_letters, config.limits, config.kafka),
+            exporter=exporter or Exporter(config.limits.series), captures=captures, clock=clock, inbox=inbox or Inbox(),
+            configured={one.monitor.model: _configured(one) for one in monitors},
+            checkpoint_seconds=config.service.checkpoint_seconds, launching=launching, on_evaluation=on_evaluation,
+            alarms=[alarm for model in judge.knobs for alarm in _alarms(store, model)][-100:],
+        )
+        stages.source.seek(stages.stored_offsets())
+    except BaseException:
+        store.close()
+        raise
+    return stages
+
+
+def _restored(one: Watched, store: Store, judge: Judge) -> Stream:
+    """The model's stream as it was stored, in the judge's hands; noted in the store where something began or moved on."""
+    stream, policy, previous = resume(one, store)
+    judge.begin(one.monitor.model, stream.reference, policy, (stream.decided_events, stream.decided_panes))
+    judge.restore(one.monitor.model, stream.origin, store.decided(stream, RING_PANES))
+    with store.transaction() as db:
+        store.save_reference(db, stream.reference)
+        if previous:
+            store.save_cutover(db, stream, previous, 0.0, "configuration")
+        configured = _configured(one)
+        store.save_stream(db, stream, (configured.version, configured.digest), msgspec.json.encode(policy).decode(), {})
+    return stream
+
+
+def resume(one: Watched, store: Store) -> tuple[Stream, PolicyState, str]:
+    """What the store holds of a model: its stream, its alarm states, and the version that the configuration ended.
+
+    Three cases: the configuration is as it was (perhaps with a promoted version since: the stored one goes on); it names
+    another version (a new stream begins at the offsets that the old one had reached); the model was never counted.
+    """
+    monitor, reference, version, policy, previous = one.monitor, one.reference, one.version, PolicyState(), ""
+    known = store.known(monitor.model)
+    if known is not None:
+        stored_version, digest, configured_version, configured_digest, document = known
+        as_before = (configured_version, configured_digest) == (one.version, one.reference.digest)
+        as_promoted = (stored_version, digest) == (one.version, one.reference.digest)
+        if not as_before and not as_promoted and one.version in (configured_version, stored_version):
+            raise CheckpointRefused(
+                f"{one.where}.reference: expected the reference {configured_digest[:12]} that version {one.version} of "
+                f"{monitor.model} was counted with, got {one.reference.digest[:12]}; give the new reference a new version")
+        policy = msgspec.json.decode(document, type=PolicyState)
+        if as_before or as_promoted:
+            version, reference = stored_version, store.reference(digest)
+        else:
+            policy, previous = PolicyState(alarms_total=policy.alarms_total), stored_version
+    stream = Stream(
+        monitor.model, version, monitor.topic, reference, monitor.pane.seconds * 1000, monitor.pane.lateness_seconds * 1000)
+    store.load(stream)
+    return (_following(stream, version, reference) if previous else stream), policy, previous
+
+
+def _following(stream: Stream, version: str, reference: Reference) -> Stream:
+    """The stream of the version that the configuration names now.
+
+    Its panes may have another length than those that are stored, so the number of the last decided one says nothing here:
+    it is taken anew from how far event time has surely come.
+    """
+    following = stream.successor(version, reference)
+    clocks = [position.clock for position in following.positions.values() if position.clock >= 0]
+    following.last_decided = (min(clocks) - stream.lateness_ms) // stream.pane_ms - 1 if clocks else NO_PANE
+    return following
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What a state file says of one model, judged again."""
+
+    version: str
+    reference: Reference
+    scan: Scan
+    scores: Scores | None                           # None before the first decided pane
+    state: PolicyState
+    panes: int
+    alarms: list[str]
+    decisions: list[str]
+    launches: list[str]
+
+
+def explained(one: Watched, path: Path) -> Explained:
+    """Look at the state beside the service that holds it."""
+    store = Store(path, read_only=True)
+    try:
+        model = one.monitor.model
+        stream, policy, _ = resume(one, store)
+        judge = Judge({model: one.knobs()})
+        judge.begin(model, stream.reference, policy, (stream.decided_events, stream.decided_panes))
+        judge.restore(model, stream.origin, store.decided(stream, RING_PANES))
+        ring, scan = judge.rings[model], judge.scans[model]
+        return Explained(
+            stream.version, stream.reference, scan, scan(ring) if ring.panes else None, policy, ring.panes,
+            *(store.history(table, model) for table in ("alarms", "decisions", "launches")))
+    finally:
+        store.close()
+
+
+def _configured(one: Watched) -> Configured:
+    retrain = one.monitor.retrain
+    return Configured(one.version, one.reference.digest, retrain.metric if retrain else "",
+                      str(retrain.launcher.__struct_config__.tag) if retrain else "",
+                      retrain.promote.settle_seconds if retrain and retrain.promote else 0.0)
+
+
+def _capture(one: Watched, store: Store) -> Capture:
+    """Where one model's events are kept for its trainer, with what the store names."""
+    retrain, schema = one.monitor.retrain, one.schema()
+    assert retrain is not None
+    names = (*(column.name for column in one.reference.columns), *schema.other_names)
+    capture = Capture(one.monitor.model, retrain.capture_uri, names, schema.label_names, retrain.capture_events)
+    capture.restore(store.captures(one.monitor.model))
+    return capture
+
+
+def _source(config: Config, monitors: Sequence[Watched]) -> Source:
+    topics = sorted({one.monitor.topic for one in monitors})
+    if config.files.paths:
+        if len(topics) != 1:
+            raise ConfigError(f"files.paths: expected monitors of one topic, got {', '.join(topics)}; use one file per topic")
+        try:
+            return FileSource(config.files.paths, topics[0])
+        except SourceFailed as error:               # an absent file of the configuration is its mistake
+            raise ConfigError(f"files.paths: {error}") from None
+    return KafkaSource(config.kafka, topics)
+
+
+def _decoding(config: Config, monitors: Sequence[Watched]) -> Callable[[Batch], list[Rows]]:
+    """Decoders of every monitor; a topic that two monitors read is decoded for each."""
+    decoders: dict[str, list[Decoder]] = {}
+    for one in monitors:
+        decoder = Decoder(one.monitor.model, one.schema(), config.limits)
+        decoders.setdefault(one.monitor.topic, []).append(decoder)
+
+    def decode(batch: Batch) -> list[Rows]:
+        return [decoder.decode(part) for part in batch.parts for decoder in decoders.get(part.topic, ())]
+
+    return decode
+
+
+def _alarms(store: Store, model: str) -> list[Alarm]:
+    return [msgspec.json.decode(document, type=Alarm) for document in store.history("alarms", model)]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What `replay` and `check` report: every alarm and every decision, in order."""
+
+    alarms: list[Alarm] = field(default_factory=list)
+    panes: Counter[str] = field(default_factory=Counter)          # per model
+    events: int = 0
+
+    def __call__(self, evaluation: Evaluation) -> None:
+        """Note one decided pane."""
+        self.panes[evaluation.window.model] += 1
+        self.events += evaluation.window.profile.events
+        self.alarms.extend(evaluation.alarms)

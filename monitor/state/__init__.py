@@ -1,0 +1,1 @@
+"""State: panes, the transaction that keeps them, and the captured events."""

@@ -1,0 +1,332 @@
+"""The store: panes, next offsets, alarm states and the outbox, written in one transaction.
+
+SQLite in WAL mode. What a crash leaves is always one whole checkpoint: either everything that a batch brought was
+counted *and* its offsets moved on, or neither. On start the service loads it, seeks to the stored offsets and goes on;
+Kafka's own group offsets are written afterwards, for lag tools only, and are never read.
+
+A checkpoint, in this order:
+  1. the dead letters of refused records are flushed          (again after a crash: at least once)
+  2. the captured events are on disk under their final name    (files that no checkpoint names are removed at start)
+  3. one transaction: offsets, panes, alarm states, captured files, outbox, history
+  4. the source is told which offsets are safe
+
+One process holds a state file, by a lock that the system takes away when the process dies. The file carries a format
+number; another format, a damaged file or a state that belongs to another reference is refused with what to do.
+
+Cost: one upsert per pane that changed (zlib of its counts, 0.5-3 kB for 20 columns) and one commit, 1-5 ms; at most one
+a second while nothing is decided. Neighbours: `panes` is what is written, `pipeline` says when.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from detectors.profile import Profile
+from detectors.reference import Reference
+from monitor.errors import CheckpointRefused, StateInUse
+from monitor.state.panes import SEGMENT, Position, Stream
+
+FORMAT = 1
+#: Decided panes that stay in the file, for `explain` and for looking back: a week of minutes.
+KEPT_PANES = 10_080
+KEPT_ALARMS = 1_000
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE refs (digest TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE streams (
+    model TEXT PRIMARY KEY, version TEXT NOT NULL, digest TEXT NOT NULL, topic TEXT NOT NULL,
+    configured_version TEXT NOT NULL, configured_digest TEXT NOT NULL,
+    counters TEXT NOT NULL, policy TEXT NOT NULL);
+CREATE TABLE positions (
+    model TEXT, topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, clock INTEGER NOT NULL,
+    PRIMARY KEY (model, topic, partition));
+CREATE TABLE panes (
+    model TEXT, version TEXT, segment TEXT, pane INTEGER, pane_ms INTEGER NOT NULL, events INTEGER NOT NULL,
+    decided INTEGER NOT NULL, profile BLOB NOT NULL,
+    PRIMARY KEY (model, version, segment, pane)) WITHOUT ROWID;
+CREATE TABLE alarms (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
+CREATE TABLE decisions (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
+CREATE TABLE launches (id TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL);
+CREATE TABLE captures (
+    model TEXT, file TEXT, rows INTEGER NOT NULL, first_time INTEGER NOT NULL, last_time INTEGER NOT NULL,
+    labelled INTEGER NOT NULL, PRIMARY KEY (model, file));
+CREATE TABLE cutovers (
+    model TEXT, version TEXT, previous TEXT, topic TEXT, partition INTEGER, next_offset INTEGER, at REAL, reason TEXT,
+    PRIMARY KEY (model, version, topic, partition));
+"""
+
+
+class Counters(msgspec.Struct):
+    """The numbers of a stream that are not panes."""
+
+    last_decided: int
+    origin: int
+    decided_panes: int
+    decided_events: int
+    late: int
+    outcomes: dict[str, int]
+
+
+class Captured(msgspec.Struct, frozen=True):
+    """One file of captured events, as a checkpoint names it."""
+
+    model: str
+    file: str
+    rows: int
+    first_time: int
+    last_time: int
+    labelled: int
+
+
+class Store:
+    """One state file, held by one process."""
+
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
+        """Open or create the file; `read_only` looks at it beside the process that holds it."""
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+        try:
+            if read_only:
+                if not self.path.is_file():
+                    raise CheckpointRefused(f"{path}: expected a state file, got none; is `service.state` the running service's?")
+                self._db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+                self._open_format()
+                return
+            if str(path) != ":memory:":
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+            self._db = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False, timeout=5.0)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            # FULL: a commit that returned survives a power cut, not only a crash of the process.
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._open_format()
+        except sqlite3.DatabaseError as error:
+            self.close()
+            raise CheckpointRefused(
+                f"{self.path}: expected a readable, writable state file, got {error}; "
+                "restore it from a copy, or move it away to start counting anew"
+            ) from None
+        except OSError as error:
+            self.close()
+            raise CheckpointRefused(f"{self.path}: cannot be opened: {error.strerror}; check the folder's rights") from None
+
+    def close(self) -> None:
+        """Give the file back."""
+        if hasattr(self, "_db"):
+            self._db.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing; a full disk or a lost file ends the process with one clear line."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            raise CheckpointRefused(
+                f"{self.path}: the checkpoint could not be written: {error}; nothing of it was kept, "
+                "make room or mend the rights and start again"
+            ) from None
+
+    # -- streams -------------------------------------------------------------------------------------------------------
+
+    def save_reference(self, db: sqlite3.Connection, reference: Reference) -> None:
+        """Keep the reference itself: the state must be readable when its file has moved."""
+        db.execute("INSERT OR IGNORE INTO refs VALUES (?, ?)", (reference.digest, reference.to_json()))
+
+    def reference(self, digest: str) -> Reference:
+        """A reference that was kept."""
+        row = self._db.execute("SELECT document FROM refs WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            raise CheckpointRefused(f"{self.path}: expected the reference {digest[:12]}, got none; restore the file from a copy")
+        return Reference.from_json(row[0], f"{self.path} (reference {digest[:12]})")
+
+    def known(self, model: str) -> tuple[str, str, str, str, str] | None:
+        """(version, digest, configured version, configured digest, policy) of a model that was counted before."""
+        row: tuple[str, str, str, str, str] | None = self._db.execute(
+            "SELECT version, digest, configured_version, configured_digest, policy FROM streams WHERE model = ?", (model,)
+        ).fetchone()
+        return row
+
+    def load(self, stream: Stream) -> None:
+        """Fill a stream with what was stored for its model and version."""
+        row = self._db.execute("SELECT counters FROM streams WHERE model = ?", (stream.model,)).fetchone()
+        if row is None:
+            return
+        counters = msgspec.json.decode(row[0], type=Counters)
+        stream.last_decided, stream.origin = counters.last_decided, counters.origin
+        stream.decided_panes, stream.decided_events = counters.decided_panes, counters.decided_events
+        stream.late, stream.outcomes = counters.late, Counter(counters.outcomes)
+        stream.positions = {
+            (topic, partition): Position(next_offset, clock)
+            for topic, partition, next_offset, clock in self._db.execute(
+                "SELECT topic, partition, next_offset, clock FROM positions WHERE model = ?", (stream.model,))
+        }
+        key = (stream.model, stream.version, SEGMENT)
+        for (pane_ms,) in self._db.execute(
+            "SELECT DISTINCT pane_ms FROM panes WHERE model = ? AND version = ? AND segment = ?", key
+        ):
+            if pane_ms != stream.pane_ms:
+                raise CheckpointRefused(
+                    f"{self.path}: expected panes of {pane_ms / 1000:g} s as they were counted for model {stream.model}, got "
+                    f"pane.seconds {stream.pane_ms / 1000:g}; give the monitor a new version, or set it back"
+                )
+        for pane, profile in self._db.execute(
+            "SELECT pane, profile FROM panes WHERE model = ? AND version = ? AND segment = ? AND decided = 0", key
+        ):
+            stream.open[pane] = unpacked(profile)
+
+    def decided(self, stream: Stream, panes: int) -> list[tuple[int, Profile]]:
+        """The last decided panes of a stream after its origin, oldest first: what the windows are made of."""
+        rows = self._db.execute(
+            "SELECT pane, profile FROM panes WHERE model = ? AND version = ? AND segment = ? AND decided = 1 AND pane > ? "
+            "AND pane > ? ORDER BY pane",
+            (stream.model, stream.version, SEGMENT, stream.origin, stream.last_decided - panes),
+        ).fetchall()
+        return [(pane, unpacked(profile)) for pane, profile in rows]
+
+    def save_stream(
+        self, db: sqlite3.Connection, stream: Stream, configured: tuple[str, str], policy: str,
+        decided: Mapping[int, Profile],
+    ) -> None:
+        """One stream's offsets, counters, changed open panes and the panes that were decided since the last time."""
+        counters = Counters(
+            stream.last_decided, stream.origin, stream.decided_panes, stream.decided_events, stream.late,
+            {name: count for name, count in sorted(stream.outcomes.items()) if count},
+        )
+        db.execute(
+            "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (stream.model, stream.version, stream.reference.digest, stream.topic, *configured,
+             msgspec.json.encode(counters).decode(), policy),
+        )
+        db.executemany(
+            "INSERT OR REPLACE INTO positions VALUES (?, ?, ?, ?, ?)",
+            [(stream.model, topic, partition, position.next_offset, position.clock)
+             for (topic, partition), position in stream.positions.items()],
+        )
+        written = [(pane, 0, stream.open[pane]) for pane in sorted(stream.changed) if pane in stream.open]
+        written += [(pane, 1, profile) for pane, profile in decided.items()]
+        db.executemany(
+            "INSERT OR REPLACE INTO panes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(stream.model, stream.version, SEGMENT, pane, stream.pane_ms, profile.events, flag, packed(profile))
+             for pane, flag, profile in written],
+        )
+        if decided:
+            db.execute(
+                "DELETE FROM panes WHERE model = ? AND version = ? AND segment = ? AND decided = 1 AND pane < ?",
+                (stream.model, stream.version, SEGMENT, stream.last_decided - KEPT_PANES),
+            )
+
+    def save_cutover(self, db: sqlite3.Connection, stream: Stream, previous: str, at: float, reason: str) -> None:
+        """Note from which offsets on a version's reference counts."""
+        db.executemany(
+            "INSERT OR REPLACE INTO cutovers VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(stream.model, stream.version, previous, topic, partition, position.next_offset, at, reason)
+             for (topic, partition), position in stream.positions.items()],
+        )
+
+    # -- history and outbox --------------------------------------------------------------------------------------------
+
+    def append(self, db: sqlite3.Connection, table: str, model: str, documents: Iterable[str], keep: int = KEPT_ALARMS) -> None:
+        """Add to `alarms` or `decisions`, which keep their newest entries."""
+        assert table in ("alarms", "decisions")
+        rows = [(model, document) for document in documents]
+        if rows:
+            db.executemany(f"INSERT INTO {table} (model, document) VALUES (?, ?)", rows)
+            db.execute(
+                f"DELETE FROM {table} WHERE model = ? AND seq <= "
+                f"(SELECT seq FROM {table} WHERE model = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)", (model, model, keep),
+            )
+
+    def history(self, table: str, model: str | None = None) -> list[str]:
+        """The documents of `alarms`, `decisions` or `launches`, oldest first."""
+        assert table in ("alarms", "decisions", "launches")
+        order = "rowid" if table == "launches" else "seq"
+        where, values = ("WHERE model = ?", (model,)) if model else ("", ())
+        return [row[0] for row in self._db.execute(f"SELECT document FROM {table} {where} ORDER BY {order}", values)]
+
+    def save_launch(self, db: sqlite3.Connection, launch_id: str, model: str, document: str) -> None:
+        """One launch as it is now; the row keeps its place in the order."""
+        db.execute(
+            "INSERT INTO launches VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET document = excluded.document",
+            (launch_id, model, document),
+        )
+
+    def captures(self, model: str) -> list[Captured]:
+        """The files of captured events, oldest first."""
+        rows = self._db.execute(
+            "SELECT model, file, rows, first_time, last_time, labelled FROM captures WHERE model = ? ORDER BY rowid", (model,))
+        return [Captured(*row) for row in rows]
+
+    def save_captures(self, db: sqlite3.Connection, added: Iterable[Captured], removed: Iterable[Captured]) -> None:
+        """Name new files and forget old ones."""
+        db.executemany("DELETE FROM captures WHERE model = ? AND file = ?", [(c.model, c.file) for c in removed])
+        db.executemany(
+            "INSERT OR REPLACE INTO captures VALUES (?, ?, ?, ?, ?, ?)",
+            [(c.model, c.file, c.rows, c.first_time, c.last_time, c.labelled) for c in added],
+        )
+
+    # -- the file ------------------------------------------------------------------------------------------------------
+
+    def _take_lock(self) -> None:
+        # The handle must live as long as the store: closing it gives the lock back.
+        self._lock = open(f"{self.path}.lock", "w", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StateInUse(
+                f"{self.path}: expected a state file of our own, got one that another tidemark process holds; "
+                "stop that process or give this one its own service.state"
+            ) from None
+
+    def _open_format(self) -> None:
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not tables:
+            with self.transaction() as db:
+                for statement in _TABLES.split(";"):
+                    if statement.strip():
+                        db.execute(statement)
+                db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+            return
+        check = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if check != "ok":
+            raise sqlite3.DatabaseError(f"damage: {check}")
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+        if row is None or row[0] != str(FORMAT):
+            raise CheckpointRefused(
+                f"{self.path}: expected state format {FORMAT}, got {row[0] if row else 'none'}; "
+                "use the tidemark version that wrote it, or move the file away to start counting anew"
+            )
+
+
+def packed(profile: Profile) -> bytes:
+    """A profile as it is stored: counts are small and repeat, so they shrink tenfold."""
+    return zlib.compress(profile.to_bytes(), 1)
+
+
+def unpacked(blob: bytes) -> Profile:
+    """A stored profile; damage is refused."""
+    try:
+        return Profile.from_bytes(zlib.decompress(blob))
+    except (zlib.error, ValueError) as error:
+        raise CheckpointRefused(
+            f"stored pane: expected whole counts, got damage ({error}); restore the state file from a copy"
+        ) from None
+

@@ -1,0 +1,156 @@
+"""What every test may ask for: the shared data, a real Kafka, an in-process Kafka, Prometheus.
+
+A component is started if it is there; its tests are skipped, aloud, if it is not; and TIDEMARK_REQUIRE turns that skip
+into an error (`all`, or names: `kafka,prometheus`). With `all`, any other skip fails the run, too. CI sets `all`.
+
+Rules for tests that use them: a port is asked for with `free_port()`, never fixed; a readiness check, never a sleep;
+one broker for the whole run, so every name (topic, group) comes from `unique_name()`; only processes that the test
+started are ended, by their handle. TIDEMARK_CACHE and `tests/setup_components.sh` say where components come from.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+REQUIRED = set(os.environ.get("TIDEMARK_REQUIRE", "").replace(",", " ").split())
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def missing(name: str, why: str) -> NoReturn:
+    """End this test: an error where the component is required, a skip elsewhere."""
+    if REQUIRED & {"all", name}:
+        pytest.fail(f"component {name}: {why}", pytrace=False)
+    pytest.skip(f"component {name}: {why}")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Process:
+    """A program that a test started: its output in a file, ended with the test."""
+
+    def __init__(self, argv: list[Any], log: str | Path, **options: Any) -> None:
+        self.log = open(log, "ab")  # noqa: SIM115 (closed in stop)
+        self.popen = subprocess.Popen([str(arg) for arg in argv], stdout=self.log, stderr=subprocess.STDOUT,
+                                      stdin=subprocess.DEVNULL, **options)
+
+    def wait_port(self, port: int, timeout: float = 30) -> None:
+        """Return when something accepts connections on the port; raise if the program ends or time is up first."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self.popen.poll() is not None:
+                raise RuntimeError(f"{self.popen.args[0]} ended with {self.popen.returncode}; see {self.log.name}")
+            try:
+                socket.create_connection(("127.0.0.1", port), 0.2).close()
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise TimeoutError(f"{self.popen.args[0]}: port {port} still closed after {timeout} s; see {self.log.name}")
+
+    def stop(self, timeout: float = 5) -> None:
+        """SIGTERM, then SIGKILL after `timeout` seconds; safe to call twice."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            try:
+                self.popen.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self.log.close()
+
+    def kill(self) -> None:
+        """SIGKILL, as a node that dies."""
+        self.popen.kill()
+        self.popen.wait()
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 30, what: str = "the condition") -> Any:
+    """The first true value that `condition` gives, asked every 20 ms; TimeoutError after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not hold within {timeout} s")
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def unique_name(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """A function that makes a topic's or group's name which no other test has: `unique_name("topic")`."""
+    test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name)[:60].strip("-")
+    return lambda kind="name": f"{kind}-{test}-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the shared real streams: TIDEMARK_SHARED, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("TIDEMARK_SHARED") or CHECKOUT.parent / "shared" / "data")
+    if not folder.is_dir():
+        missing("shared", f"no folder {folder}; set TIDEMARK_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prometheus_binary() -> str:
+    """Path of the `prometheus` program; `promtool` stands beside it."""
+    return shutil.which("prometheus") or missing("prometheus", "no `prometheus` on PATH; run tests/setup_components.sh")
+
+
+@pytest.fixture(scope="session")
+def promtool_binary() -> str:
+    """Path of the `promtool` program."""
+    return shutil.which("promtool") or missing("prometheus", "no `promtool` on PATH; run tests/setup_components.sh")
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real Apache Kafka (tests.kafka_broker.KafkaBroker), one for the whole run."""
+    from tests.kafka_broker import KafkaBroker, why_not
+
+    if lack := why_not():
+        missing("kafka", lack)
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"))
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="session")
+def mock_cluster() -> Iterator[Any]:
+    """librdkafka's in-process broker (monitor.demo.broker.InProcessBroker): fast, one member per group, no security."""
+    if importlib.util.find_spec("confluent_kafka") is None:
+        missing("mock", "no confluent-kafka; install the extra `demo`")
+    from monitor.demo.broker import InProcessBroker
+
+    with InProcessBroker() as broker:
+        yield broker
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say that a skip counts as a failure where everything is required."""
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    if skipped and "all" in REQUIRED:
+        terminalreporter.write_line(f"TIDEMARK_REQUIRE=all, yet {skipped} skipped", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With TIDEMARK_REQUIRE=all, a run that skipped anything is not a success."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if "all" in REQUIRED and reporter and reporter.stats.get("skipped") and session.exitstatus == 0:
+        session.exitstatus = 1

@@ -1,0 +1,39 @@
+"""`tidemark demo` as a user runs it, without a terminal: the loop closes by itself, with /metrics served meanwhile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+#: Every one of these happens, in this order.
+STORY = ["started", "trained", "watching", "quiet", "changed", "alarm", "severe", "launch", "verdict", "promoted", "cleared",
+         "closed"]
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_closes_the_loop_in_under_three_minutes() -> None:
+    begun = time.monotonic()
+    demo = subprocess.Popen([sys.executable, "-m", "monitor.cli", "demo", "--json"], cwd=CHECKOUT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert demo.stdout is not None
+    assert demo.stderr is not None
+    events, metrics = [], ""
+    for line in demo.stdout:
+        events.append(json.loads(line))
+        if events[-1]["event"] == "severe":
+            address = next(event["address"] for event in events if event["event"] == "watching")
+            metrics = urllib.request.urlopen(address, timeout=10).read().decode()
+    errors = demo.stderr.read()
+    assert (demo.wait(30), errors) == (0, ""), events[-1]
+    assert [name for name in dict.fromkeys(event["event"] for event in events) if name in STORY] == STORY
+    assert time.monotonic() - begun < 180
+    assert 'tidemark_score{model="digits"' in metrics
+    closed = events[-1]
+    assert closed["accuracy_before"] > closed["accuracy_after"] > closed["accuracy_drifted"] + 0.1

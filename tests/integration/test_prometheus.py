@@ -1,0 +1,115 @@
+"""A real Prometheus scrapes a real exporter over HTTP, and finds again what was decided."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import ProxyHandler, build_opener
+
+import pytest
+
+from detectors.distances import display
+from monitor.expose.api import Server, application
+from monitor.expose.exporter import Exporter
+from tests.catalogue import differences
+from tests.conftest import Process, free_port, wait_until
+from tests.unit.expose.shown import World, snapshot
+
+_CONFIG = """
+global: {scrape_interval: 1s, scrape_timeout: 1s}
+scrape_configs:
+  - job_name: tidemark
+    static_configs: [{targets: ["127.0.0.1:PORT"]}]
+"""
+_OPEN = build_opener(ProxyHandler({})).open
+
+
+def show_with_distances(world, exporter, shift):
+    evaluation = world.evaluation(shift, state="warning")
+    profile = evaluation.window.profile
+    distances = display(world.reference, profile.counts, profile.events)
+    exporter.show(evaluation, world.reference, distances, (profile.counts, profile.events), seconds=0.003)
+    return evaluation
+
+
+@pytest.fixture
+def service():
+    """A running server and its exporter, in which everything has happened once."""
+    exporter, world = Exporter(10_000), World(6)
+    show_with_distances(world, exporter, shift=1.0)
+    exporter.service(snapshot())
+    server = Server(application(exporter), "127.0.0.1", 0)
+    server.start()
+    yield server, exporter, world
+    server.stop()
+
+
+@pytest.fixture
+def query(prometheus_binary, service, tmp_path):
+    """A function that asks a Prometheus which scrapes the service: expression -> [(labels, value)]."""
+    port = free_port()
+    (tmp_path / "prometheus.yml").write_text(_CONFIG.replace("PORT", str(service[0].port)))
+    process = Process([
+        prometheus_binary, f"--config.file={tmp_path / 'prometheus.yml'}", f"--web.listen-address=127.0.0.1:{port}",
+        f"--storage.tsdb.path={tmp_path / 'data'}", "--log.level=warn"], tmp_path / "prometheus.log")
+    process.wait_port(port)
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}/-/ready"), what="Prometheus being ready")
+
+    def ask(expression):
+        url = f"http://127.0.0.1:{port}/api/v1/query?{urlencode({'query': expression})}"
+        with _OPEN(url, timeout=10) as answer:
+            result = json.load(answer)["data"]["result"]
+        return [(series["metric"], float(series["value"][1])) for series in result]
+
+    yield ask
+    process.stop()
+
+
+def answers(url: str) -> bool:
+    try:
+        with _OPEN(url, timeout=10):
+            return True
+    except HTTPError:
+        return False
+
+
+def scrape(server) -> str:
+    with _OPEN(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_prometheus_finds_every_series_with_its_value(service, query):
+    server, exporter, world = service
+    wait_until(lambda: query("tidemark_state == 1"), what="a first scrape")
+    assert query("up") == [({"__name__": "up", "instance": f"127.0.0.1:{server.port}", "job": "tidemark"}, 1.0)]
+    [(labels, score)] = query('topk(1, tidemark_score{detector="scan"})')
+    assert (labels["column"], labels["role"], labels["model"]) == ("column_0", "input", "loans")
+    assert score > 1
+    [(_, shown)] = query("tidemark_series")
+    [(_, stored)] = query('count({__name__=~"tidemark_.+"})')
+    assert stored == shown
+    show_with_distances(world, exporter, shift=3.0)
+    exporter.service(snapshot())
+    wait_until(lambda: query('tidemark_effect{column="column_0"} > 2'), what="the next value")
+
+
+def test_prometheus_joins_thresholds_scores_and_events_as_rules_do(service, query):
+    wait_until(lambda: query("tidemark_state == 1"), what="a first scrape")
+    over = query('tidemark_score > on (model, version, segment, detector) group_left tidemark_threshold')
+    assert {labels["column"] for labels, _ in over} == {"column_0"}
+    [(_, events)] = query('sum(tidemark_events_total{outcome=~"counted|refused|lost"})')
+    assert events == 902
+    assert query("sum by (of) (tidemark_bin_share{column='column_0'})")[0][1] == pytest.approx(1.0)
+    assert query("histogram_quantile(0.5, tidemark_evaluation_seconds_bucket)")[0][1] <= 0.01
+
+
+def test_promtool_finds_nothing_to_complain_about(service, promtool_binary):
+    checked = subprocess.run([promtool_binary, "check", "metrics"], input=scrape(service[0]), text=True, check=False,
+                             capture_output=True)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_a_scrape_over_http_equals_the_catalogue_both_ways(service):
+    assert differences(scrape(service[0]), complete=True) == []

@@ -1,0 +1,125 @@
+"""The store: what was written comes back, a crash leaves a whole checkpoint, a damaged file is refused."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from monitor.errors import CheckpointRefused, StateInUse
+from monitor.state.store import Store
+from tests.unit.state.streams import TOPIC, batch, panes_of, rows_at, small_reference, stream
+
+REFERENCE = small_reference()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state.db"
+
+
+def counted(path):
+    """A store with three open panes, one of them decided."""
+    store = Store(path)
+    panes = panes_of(REFERENCE)
+    panes.add(batch(), [rows_at([100, 1200, 2300, 2400])])
+    decided = {window.pane: window.profile for window in panes.closed()}
+    with store.transaction() as db:
+        store.save_reference(db, REFERENCE)
+        store.save_stream(db, panes.streams["m"], ("1", REFERENCE.digest), "{}", decided)
+    return store, panes.streams["m"], decided
+
+
+def test_a_stream_comes_back_as_it_was(path):
+    store, before, decided = counted(path)
+    store.close()
+    store = Store(path)
+    after = stream(store.reference(REFERENCE.digest))
+    store.load(after)
+    assert after.positions == before.positions
+    assert after.outcomes == before.outcomes
+    assert {pane: profile.digest() for pane, profile in after.open.items()} == {
+        pane: profile.digest() for pane, profile in before.open.items()}
+    assert {pane: p.digest() for pane, p in store.decided(after, 129)} == {pane: p.digest() for pane, p in decided.items()}
+    store.close()
+
+
+def test_a_transaction_that_breaks_leaves_the_checkpoint_before_it(path):
+    store, _, _ = counted(path)
+
+    def broken():
+        with store.transaction() as db:
+            db.execute("DELETE FROM panes")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    after = stream(REFERENCE)
+    store.load(after)
+    assert sum(profile.events for profile in after.open.values()) == 2
+    store.close()
+
+
+def test_a_second_process_is_refused_until_the_first_one_is_gone(path):
+    store, _, _ = counted(path)
+    with pytest.raises(StateInUse, match=r"another tidemark process holds; stop that process"):
+        Store(path)
+    assert Store(path, read_only=True).known("m") is not None
+    store.close()
+    Store(path).close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "middle", "truncated"])
+def test_a_damaged_file_is_refused_with_what_to_do(path, damage):
+    store, _, _ = counted(path)
+    store.close()
+    content = bytearray(path.read_bytes())
+    if damage == "garbage":
+        content[:200] = b"x" * 200
+    elif damage == "truncated":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 3: len(content) // 3 + 9000] = b"\xff" * 9000
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointRefused, match="restore it from a copy, or move it away"):
+        Store(path)
+
+
+def test_a_state_of_another_format_is_refused(path):
+    counted(path)[0].close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
+    with pytest.raises(CheckpointRefused, match="expected state format 1, got 99"):
+        Store(path)
+
+
+def test_another_pane_length_under_the_same_version_is_refused(path):
+    store, _, _ = counted(path)
+    with pytest.raises(CheckpointRefused, match=r"pane\.seconds 60; give the monitor a new version"):
+        store.load(stream(REFERENCE, pane_s=60))
+    store.close()
+
+
+def test_a_read_only_look_at_nothing_says_so(tmp_path):
+    with pytest.raises(CheckpointRefused, match="expected a state file, got none"):
+        Store(tmp_path / "none.db", read_only=True)
+
+
+def test_history_keeps_its_newest_entries_in_order(path):
+    store = Store(path)
+    with store.transaction() as db:
+        store.append(db, "alarms", "m", [f"{n}" for n in range(30)], keep=10)
+    assert store.history("alarms", "m") == [f"{n}" for n in range(20, 30)]
+    with store.transaction() as db:
+        store.append(db, "alarms", "m", ["x"], keep=10)
+    assert store.history("alarms", "m")[-2:] == ["29", "x"]
+    assert len(store.history("alarms")) == 10
+    store.close()
+
+
+def test_next_offsets_are_those_of_the_stored_positions(path):
+    store, before, _ = counted(path)
+    after = stream(REFERENCE)
+    store.load(after)
+    assert after.positions[TOPIC, 0].next_offset == before.positions[TOPIC, 0].next_offset == 4
+    store.close()

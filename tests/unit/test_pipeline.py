@@ -1,0 +1,152 @@
+"""The loop as a whole in memory: what people answer, when a promotion cuts over, what is shown and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from detectors.reference import Reference
+from monitor.config import parse
+from monitor.flow import Batch
+from monitor.ingest.source import MemorySource, records
+from monitor.service import build
+from tests.catalogue import differences
+from tests.crash import world
+
+TOPIC = "t"
+
+
+class Memory(MemorySource):
+    """A memory source that says how much is left, as a broker would."""
+
+    left = 0
+
+    def lag(self):
+        return {(TOPIC, partition): self.left for partition in range(world.PARTITIONS)}
+
+
+def configuration(folder, **retrain):
+    tree = yaml.safe_load(world.configuration(folder, "127.0.0.1:9", TOPIC, promote=True).read_text())
+    tree["service"]["dead_letters"] = "none"
+    tree["monitors"][0]["retrain"] |= {"collect_events": 10**9, **retrain}
+    return parse(yaml.safe_dump(tree))
+
+
+def batches():
+    return [Batch(parts=tuple(records(TOPIC, p, values, times=[0] * len(values)) for p, values in world.messages().items()),
+                  assigned=frozenset((TOPIC, p) for p in range(world.PARTITIONS)))]
+
+
+@pytest.fixture
+def make(tmp_path):
+    made = []
+
+    def start(source=None, now=lambda: 0.0, **retrain):
+        stages = build(configuration(tmp_path, **retrain), source=source or Memory(batches()), clock=now)
+        made.append(stages)
+        return stages
+
+    yield start
+    for stages in made:
+        stages.close()
+
+
+def test_a_manual_retraining_waits_for_its_answer_and_keeps_it(make):
+    stages = make(approval="manual")
+    stages.run()
+    (launch,) = stages.trigger.ledger.launches.values()
+    assert launch.state == "proposed"
+    stages.inbox.put("approve", launch.id)
+    stages.commit(Batch())
+    stages.close()
+    again = make(Memory([]), approval="manual")
+    assert [known.state for known in again.trigger.ledger.launches.values()] == ["approved"]
+
+
+def test_an_answer_that_comes_too_late_changes_nothing(make):
+    stages = make(approval="manual")
+    stages.run()
+    (launch,) = stages.trigger.ledger.launches
+    for action in ("reject", "approve"):
+        stages.inbox.put(action, launch)
+        stages.commit(Batch())
+    assert stages.trigger.ledger.launches[launch].state == "refused"
+
+
+def promoted(stages, folder, settle_at=0.0):
+    """Make the one launch a promoted one whose new reference lies in the folder."""
+    (launch,) = stages.trigger.ledger.launches.values()
+    reference = stages.judge.scans["m"].reference
+    path = folder / "new.json"
+    Reference.from_json(reference.to_json()).save(path)
+    done = replace(launch, state="promoted", steps=(*launch.steps, ("promoted", settle_at)), new_version="2",
+                   reference_uri=str(path))
+    stages.trigger.ledger.put(done)
+    return done
+
+
+def test_the_cut_over_waits_until_serving_has_settled_and_the_champions_last_answers_are_read(make, tmp_path):
+    now = [0.0]
+    source = Memory(batches())
+    stages = make(source, now=lambda: now[0], promote={"type": "file", "path": str(tmp_path / "p.json"), "settle_seconds": 5})
+    stages.run()
+    promoted(stages, tmp_path)
+    source.left = 1
+    versions = []
+    for second in (1.0, 6.0, 7.0):
+        now[0] = second
+        stages.advance()
+        versions.append(stages.panes.streams["m"].version)
+    assert versions == ["1", "1", "1"]              # not settled; then one record per partition is still unread
+    for position in stages.panes.streams["m"].positions.values():
+        position.next_offset += 1
+    stages.advance()
+    assert stages.panes.streams["m"].version == "2"
+
+
+def test_after_a_cut_over_the_old_panes_stay_the_alarm_is_cleared_and_nothing_is_launched_again(make, tmp_path):
+    stages = make(promote={"type": "file", "path": str(tmp_path / "p.json"), "settle_seconds": 0})
+    stages.run()
+    before = sum(events for _, _, events, _, _ in world.state(tmp_path)["panes"])
+    offsets = stages.panes.offsets("m")
+    launch = promoted(stages, tmp_path)
+    stages.advance()
+    stages.advance()
+    found = world.state(tmp_path)
+    assert sum(events for version, _, events, _, _ in found["panes"] if version == "1") == before
+    assert stages.panes.offsets("m") == offsets
+    assert [(alarm["state"], alarm["reason"]) for alarm in found["alarms"]][-1] == ("cleared", "new reference")
+    assert stages.trigger.ledger.launches[launch.id].cut_over_at > 0
+    assert not stages.judge.states["m"].alarm.firing
+    stages.close()
+    again = make(Memory([]))
+    assert (again.panes.streams["m"].version, again.panes.offsets("m")) == ("2", offsets)
+
+
+def test_what_the_whole_loop_shows_is_what_the_catalogue_says(make):
+    stages = make()
+    stages.run()
+    text = stages.exporter.scrape().decode()
+    assert differences(text) == []
+    assert f'outcome="refused",reason="type"}} {float(world.PANES)}' in text
+
+
+def test_a_new_version_in_the_configuration_begins_where_the_old_one_had_read_to(make, tmp_path):
+    """A new version in the configuration begins at the offsets that the old one had reached."""
+    stages = make()
+    stages.run()
+    offsets = stages.panes.offsets("m")
+    stages.close()
+    config = configuration(tmp_path)
+    text = (tmp_path / "reference.json")
+    old = Reference.load(text)
+    data = {"x": [float(n % 7) for n in range(1000)], "c": ["a", "b"] * 500, "y": ["0", "1"] * 500}
+    Reference.fit(data, old.columns, model="m", version="9").save(text)
+    moved = build(config, source=Memory([]), clock=lambda: 0.0)
+    try:
+        assert (moved.panes.streams["m"].version, moved.panes.offsets("m")) == ("9", offsets)
+        assert moved.panes.streams["m"].outcomes["counted"] > 0
+    finally:
+        moved.close()

@@ -1,0 +1,72 @@
+"""A small world for trainers: captured events of two classes, of which the newer half has drifted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+ROOT = Path(__file__).resolve().parents[3]
+TRAINER = ROOT / "deploy" / "trainer" / "train.py"
+START_MS = 1_700_000_000_000
+#: Event time at which the world changes, and at which that was certain, seconds since 1970.
+SINCE, AT = START_MS / 1000 + 2_000, START_MS / 1000 + 2_050
+
+
+def captured(folder: Path, events: int = 6_000, *, seed: int = 3) -> None:
+    """One event a second; from the 2,000th on the classes have changed their places, so the champion is mostly wrong."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, events)
+    after = np.arange(events) >= 2_000
+    x = rng.normal(np.where(labels ^ after, 1.0, -1.0), 0.5)
+    colour = np.where(rng.random(events) < 0.9, np.where(labels, "red", "blue"), "green").astype(object)
+    colour[::50] = None
+    columns = {
+        "id": [f"e{i}" for i in range(events)], "timestamp": START_MS + np.arange(events) * 1000,
+        "x": np.where(rng.random(events) < 0.02, np.nan, x), "noise": rng.normal(0, 1, events),
+        "colour": pyarrow.array(colour.tolist(), pyarrow.string()),
+        "label": [("no", "yes")[label] for label in labels],
+        "prediction": ["yes" if value > 0 else "no" for value in x], "score": rng.uniform(0.5, 1, events),
+    }
+    folder.mkdir(parents=True)
+    table = pyarrow.table(columns)
+    parquet.write_table(table.slice(3_000), folder / "0000000002.parquet")      # files need not be in time order
+    parquet.write_table(table.slice(0, 3_000), folder / "0000000001.parquet")
+
+
+def environment(data: Path, output: Path, **changes: str) -> dict[str, str]:
+    """What a launcher gives to a trainer."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    reason = json.dumps({"columns": ["x"], "window": {"since": SINCE, "at": AT}})
+    return kept | {
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TIDEMARK_LAUNCH_ID": "0123456789ab", "TIDEMARK_MODEL": "m",
+        "TIDEMARK_VERSION": "7", "TIDEMARK_REASON": reason, "TIDEMARK_DATA_URI": str(data),
+        "TIDEMARK_OUTPUT_URI": str(output)} | changes
+
+
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trainer") / "data"
+    captured(folder)
+    return folder
+
+
+@pytest.fixture
+def train(data: Path) -> Train:
+    """Run the trainer to its end as a launcher would."""
+    def run(output: Path, *arguments: str, launch: Sequence[str] = (), **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *launch, str(TRAINER), "--score", "score", *arguments],
+            env=environment(data, output, **changes), capture_output=True, text=True, timeout=120, check=False)
+    return run
