@@ -49,18 +49,6 @@ class Row:
     detail: str = ""
 
 
-def cpu_seconds(work: Callable[[], object], *, repeat: int = 5) -> float:
-    """Median process CPU of `repeat` calls, seconds; the first call of all is a rehearsal that is not counted."""
-    work()
-    return statistics.median(cpu_of(work) for _ in range(repeat))
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now, bytes (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * int(os.sysconf("SC_PAGE_SIZE"))
-
-
 class Bench:
     """The rows of one benchmark, its table, its JSON and its exit code."""
 

@@ -37,7 +37,7 @@ from monitor.retrain.launchers import launcher_for
 from monitor.retrain.ledger import Ledger, decision_from_json, launch_from_json, launch_to_json
 from monitor.retrain.trigger import Trigger
 from monitor.state.capture import Capture, read_text
-from monitor.state.panes import NO_PANE, Panes, Stream
+from monitor.state.panes import Panes, Stream
 from monitor.state.store import Store
 
 #: Bytes of one count, and panes that a ring holds.
@@ -193,19 +193,7 @@ def resume(one: Watched, store: Store) -> tuple[Stream, PolicyState, str]:
     stream = Stream(
         monitor.model, version, monitor.topic, reference, monitor.pane.seconds * 1000, monitor.pane.lateness_seconds * 1000)
     store.load(stream)
-    return (_following(stream, version, reference) if previous else stream), policy, previous
-
-
-def _following(stream: Stream, version: str, reference: Reference) -> Stream:
-    """The stream of the version that the configuration names now.
-
-    Its panes may have another length than those that are stored, so the number of the last decided one says nothing here:
-    it is taken anew from how far event time has surely come.
-    """
-    following = stream.successor(version, reference)
-    clocks = [position.clock for position in following.positions.values() if position.clock >= 0]
-    following.last_decided = (min(clocks) - stream.lateness_ms) // stream.pane_ms - 1 if clocks else NO_PANE
-    return following
+    return (stream.successor(version, reference) if previous else stream), policy, previous
 
 
 @dataclass(frozen=True, slots=True)
