@@ -74,8 +74,9 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
                                    "takes by default."),
         "columns": ("columns", "Most columns of one monitor; more are refused at start. 2,000: beyond, a pane's scan takes "
                                "longer than people wait for a page."),
-        "open_panes": ("panes", "Most panes that one monitor holds open at a time. It bounds memory when event times are "
-                                "wild: columns x bins x panes x 8 bytes."),
+        "open_panes": ("panes", "How far one partition may be read ahead of the slowest, and so how many panes one monitor "
+                                "holds open. Events beyond it wait, and their partition is paused; memory is "
+                                "columns x bins x panes x 8 bytes."),
         "memory_mb": ("MiB", "The counts of all monitors must fit in so much, or the service refuses to start and says what "
                              "it needs."),
         "series": ("series", "Most series in a scrape. Beyond it the columns with the highest scores are shown and the rest "
@@ -137,8 +138,9 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
                                     "over hours is learned once, whole."),
         "max_per_week": ("launches", "Most launches of a model in 7 days; 0 allows none. 2 bounds what a mistake in the "
                                      "configuration can cost in GPU hours."),
-        "approval": ("", "Whether a launch waits for a person. Automatic, because the challenger must win on held-back "
-                         "events before it is promoted."),
+        "approval": ("", "Whether a launch waits for a person (`tidemark triggers approve`, which needs "
+                         "`service.token_file`). Automatic, because the challenger must win on held-back events before it "
+                         "is promoted."),
         "collect_events": ("events", "Labelled events to collect since the alarm began before the launch starts. 1,000, so "
                                      "that there is something of the new world to learn from and to compare on."),
         "capture_events": ("events", "Events that are kept for training, the newest ones. 200,000 train most tabular models "
