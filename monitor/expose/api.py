@@ -22,7 +22,7 @@ import hmac
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from monitor.errors import ConfigError
 from monitor.expose import views
 from monitor.expose.exporter import CONTENT_TYPE, Exporter
-from monitor.expose.inbox import Inbox
+from monitor.expose.inbox import ACTIONS, Inbox
 
 #: A request's body, bytes: nothing that is served today has one; beyond it the answer is 413.
 BODY_BYTES = 65_536
@@ -111,20 +111,7 @@ def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | 
         return _json(views.triggers(exporter.published))
 
     def answered(request: Request) -> Response:
-        if token is None or inbox is None:
-            return _json(views.Fault("changing something needs a token: set service.token_file", []), 403)
-        launch, action = request.path_params["launch"], request.path_params["action"]
-        launches = {known.id: known.state for known in exporter.published.service.launches}
-        if action not in ("approve", "reject"):
-            return _json(views.Fault(f"no answer named {action[:40]!r}", ["approve", "reject"]), 404)
-        if launch not in launches:
-            proposed = [name for name, state in launches.items() if state == "proposed"]
-            return _json(views.Fault(f"no launch {launch[:40]!r}", proposed), 404)
-        if launches[launch] != "proposed":
-            return _json(views.Fault(f"launch {launch} is {launches[launch]}, no longer proposed", []), 409)
-        if not inbox.put(action, launch):
-            return _json(views.Fault("too many answers wait for the loop; try again", []), 503)
-        return _json(views.Answer(launch, action), 202)
+        return _noted(exporter, inbox if token is not None else None, request.path_params)
 
     document = msgspec.json.encode(openapi(secured=token is not None))
 
@@ -148,6 +135,24 @@ def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | 
     guard = Middleware(_Guard, token=token)
     zipped = Middleware(GZipMiddleware, minimum_size=4_096, compresslevel=1)
     return Starlette(routes=routes, middleware=[guard, zipped], exception_handlers={HTTPException: fault})
+
+
+def _noted(exporter: Exporter, inbox: Inbox | None, asked: Mapping[str, str]) -> Response:
+    """Note an answer to a proposed launch for the loop; without an inbox nothing may be changed."""
+    if inbox is None:
+        return _json(views.Fault("changing something needs a token: set service.token_file", []), 403)
+    launch, action = asked["launch"], asked["action"]
+    launches = {known.id: known.state for known in exporter.published.service.launches}
+    if action not in ACTIONS:
+        return _json(views.Fault(f"no answer named {action[:40]!r}", list(ACTIONS)), 404)
+    if launch not in launches:
+        proposed = [name for name, state in launches.items() if state == "proposed"]
+        return _json(views.Fault(f"no launch {launch[:40]!r}", proposed), 404)
+    if launches[launch] != "proposed":
+        return _json(views.Fault(f"launch {launch} is {launches[launch]}, no longer proposed", []), 409)
+    if not inbox.put(ACTIONS[action], launch):
+        return _json(views.Fault("too many answers wait for the loop; try again", []), 503)
+    return _json(views.Answer(launch, action), 202)
 
 
 def read_token(path: str) -> str:

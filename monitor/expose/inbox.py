@@ -10,6 +10,8 @@ import queue
 from typing import Literal
 
 Action = Literal["approve", "reject"]
+#: By the word that stands in the request's path.
+ACTIONS: dict[str, Action] = {"approve": "approve", "reject": "reject"}
 #: Answers that may wait for one turn of the loop; people give one or two a day.
 INBOX_MAX = 64
 

@@ -14,6 +14,8 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 import yaml
 
+from detectors.reference import Reference
+from monitor.cli import main
 from tests.catalogue import differences, series_of
 from tests.conftest import Process, free_port, wait_until
 from tests.crash import world
@@ -274,3 +276,23 @@ def test_a_real_prometheus_finds_the_events_of_the_running_service(make, prometh
         wait_until(counted, 30, "Prometheus having scraped every event")
     finally:
         prometheus.stop()
+
+
+def test_a_reference_is_fitted_from_the_newest_events_of_a_topic_and_its_entry_is_accepted(
+        kafka_broker, unique_name, tmp_path, capsys):
+    topic = kafka_broker.create_topic(unique_name("topic"), 2)
+    for partition in range(2):
+        kafka_broker.produce(topic, [json.dumps({
+            "ts": world.START_MS + n, "features": {"age": n % 60, "sex": "fm"[n % 2]}, "y": str(n % 3)}).encode()
+            for n in range(partition, 3000, 2)], partition=partition)
+    servers = ["--bootstrap-servers", kafka_broker.bootstrap_servers]
+    assert main(["fit", "--topic", topic, *servers, "--events", "2000", "-o", str(tmp_path / "reference.json"), "--model", "m",
+                 "--timestamp", "ts", "--prediction", "y"]) == 0
+    entry = yaml.safe_load(capsys.readouterr().out)
+    reference = Reference.load(tmp_path / "reference.json")
+    assert (reference.events, entry["monitors"][0]["topic"]) == (2000, topic)
+    config = tmp_path / "tidemark.yaml"
+    config.write_text(yaml.safe_dump(entry | {"kafka": {"bootstrap_servers": [kafka_broker.bootstrap_servers]}}))
+    assert main(["check-config", "-c", str(config)]) == 0
+    assert main(["fit", "--topic", topic + "x", *servers, "-o", str(tmp_path / "r"), "--model", "m"]) == 1
+    assert f"'{topic}x'" in capsys.readouterr().err.replace('"', "'")

@@ -34,7 +34,8 @@ def bucket(endpoint, monkeypatch):
     for name, value in (("AWS_ENDPOINT_URL", endpoint), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"),
                         ("AWS_REGION", "us-east-1")):
         monkeypatch.setenv(name, value)
-    S3FileSystem(endpoint_override=endpoint.removeprefix("http://"), scheme="http", allow_bucket_creation=True).create_dir("models")
+    host = endpoint.removeprefix("http://")
+    S3FileSystem(endpoint_override=host, scheme="http", allow_bucket_creation=True).create_dir("models")
     return "s3://models/tidemark"
 
 

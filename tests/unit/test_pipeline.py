@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from detectors.reference import Reference
+from monitor.cli import main
 from monitor.config import parse
+from monitor.expose.api import Server, application
 from monitor.flow import Batch
 from monitor.ingest.source import MemorySource, records
 from monitor.service import build
@@ -150,3 +152,29 @@ def test_a_new_version_in_the_configuration_begins_where_the_old_one_had_read_to
         assert moved.panes.streams["m"].outcomes["counted"] > 0
     finally:
         moved.close()
+
+
+def test_a_proposal_is_listed_and_approved_from_the_command_line(make, tmp_path, capsys):
+    """The command asks the running service with its token; the loop stores the answer with its next checkpoint."""
+    stages = make(approval="manual")
+    stages.run()
+    (launch,) = stages.trigger.ledger.launches
+    (tmp_path / "token").write_text("0123456789abcdef")
+    server = Server(application(stages.exporter, "0123456789abcdef", inbox=stages.inbox), "127.0.0.1", 0)
+    server.start()
+    config = tmp_path / "tidemark.yaml"
+    tree = yaml.safe_load(config.read_text())
+    tree["service"] |= {"listen": f"127.0.0.1:{server.port}", "token_file": str(tmp_path / "token")}
+    config.write_text(yaml.safe_dump(tree))
+    try:
+        assert main(["triggers", "list", "-c", str(config)]) == 0
+        assert f"{launch}  m 1  episode 1  proposed" in capsys.readouterr().out
+        assert main(["triggers", "approve", "unknown", "-c", str(config)]) == 1
+        assert "no launch 'unknown'" in capsys.readouterr().err
+        assert main(["triggers", "approve", launch, "-c", str(config)]) == 0
+    finally:
+        server.stop()
+    stages.commit(Batch())
+    assert stages.trigger.ledger.launches[launch].state == "approved"
+    assert main(["triggers", "approve", launch, "-c", str(config)]) == 1
+    assert "expected the running service there" in capsys.readouterr().err
