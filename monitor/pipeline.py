@@ -162,8 +162,7 @@ class Stages:
         self.dead_letters.write(self.panes.refusals)                                    # 1
         self.dead_letters.flush()
         for rows in self.panes.kept:
-            if rows.model in self.captures:
-                self.captures[rows.model].add(rows)
+            self.captures[rows.model].add(rows)
         files = {model: capture.write() for model, capture in self.captures.items()}    # 2
         with self.store.transaction() as db:                                            # 3
             for stream in self.panes.streams.values():

@@ -123,7 +123,8 @@ def build(
         judge = Judge({one.monitor.model: one.knobs() for one in monitors})
         streams = [_restored(one, store, judge) for one in monitors]
         captures = {} if not launching else {one.monitor.model: _capture(one, store) for one in monitors if one.monitor.retrain}
-        panes = Panes(streams, clock=clock, idle_seconds=config.kafka.idle_seconds, open_panes_max=config.limits.open_panes)
+        panes = Panes(streams, clock=clock, idle_seconds=config.kafka.idle_seconds, open_panes_max=config.limits.open_panes,
+                      keep=captures)
         policies = {one.monitor.model: one.monitor.retrain for one in monitors if one.monitor.retrain is not None}
         launchers: dict[str, Launcher] = (
             {one.monitor.model: launcher_for(one.monitor.retrain.launcher, capture_uri=one.monitor.retrain.capture_uri,

@@ -26,7 +26,7 @@ Neighbours: `ingest.decode` gives Rows, `state.store` writes what changed, `deci
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -97,14 +97,17 @@ class Panes:
     """The open panes of every model."""
 
     def __init__(
-        self, streams: Iterable[Stream], *, clock: Clock, idle_seconds: float = 30.0, open_panes_max: int = 1000
+        self, streams: Iterable[Stream], *, clock: Clock, idle_seconds: float = 30.0, open_panes_max: int = 1000,
+        keep: Collection[str] = ()
     ) -> None:
+        """Begin with these streams; the rows of the models in `keep` are kept for the capture after they were counted."""
         self.streams = {stream.model: stream for stream in streams}
         self.refusals: list[Refusal] = []
         self.kept: list[Rows] = []                  # the rows that were counted since the last commit, for the capture
         self._clock = clock
         self._idle_seconds = idle_seconds
         self._open_panes_max = open_panes_max
+        self._keep = frozenset(keep)
         self._silent_since: dict[TopicPartition, float] = {}
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._ended = False
@@ -222,7 +225,8 @@ class Panes:
         position.clock = int(running[-1])
         stream.late += int(np.count_nonzero(wanted < open_from))
         stream.outcomes["counted"] += len(rows)
-        self.kept.append(rows)
+        if rows.model in self._keep:
+            self.kept.append(rows)
         return rows, panes
 
     def _close(self, stream: Stream, pane: int) -> Window:
