@@ -61,9 +61,8 @@ def test_replaying_a_batch_changes_nothing(times, where, back):
     rows = rows_at(times)
     end = max(1, min(where, len(rows)))
     start = max(0, end - back)
-    head, _ = cut(rows, end)
-    again = cut(cut(rows, end)[0], start)[1] if start < end else head
-    _, tail = cut(rows, end)
+    head, tail = cut(rows, end)
+    again = cut(rows, start)[1]                     # begins among what was counted and goes beyond it
     panes, once = panes_of(REFERENCE), panes_of(REFERENCE)
     parts = [part for part in (head, again, head, tail) if len(part)]
     assert run_all(panes, parts) == run_all(once, [rows])
@@ -186,3 +185,13 @@ def test_panes_do_not_depend_on_how_many_parts_one_batch_brings(first, second, w
     together.add(batch((0, 1)), parts)
     assert together.streams["m"].open == alone.streams["m"].open
     assert together.streams["m"].outcomes == alone.streams["m"].outcomes
+
+
+def test_what_waits_behind_an_event_far_ahead_still_finds_its_pane_when_all_partitions_are_idle():
+    now = [0.0]
+    panes = panes_of(REFERENCE, clock=lambda: now[0], lateness_s=3, open_panes_max=5, idle_seconds=30)
+    panes.add(batch((0,), caught_up=(0,)), [rows_at([100, 4_100, 5_100, 4_200])])
+    for second in (0.0, 40.0):
+        now[0] = second
+        panes.add(batch((0,), caught_up=(0,)), [])
+    assert [(w.pane, w.profile.events) for w in panes.closed()] == [(0, 1), (4, 2), (5, 1)]

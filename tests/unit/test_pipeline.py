@@ -178,3 +178,21 @@ def test_a_proposal_is_listed_and_approved_from_the_command_line(make, tmp_path,
     assert stages.trigger.ledger.launches[launch].state == "approved"
     assert main(["triggers", "approve", launch, "-c", str(config)]) == 1
     assert "expected the running service there" in capsys.readouterr().err
+
+
+def test_an_alarm_that_stays_severe_is_offered_again_when_the_budget_allows_it(make):
+    """The first answer is no; the drift lasts, and what was refused for now is not forgotten."""
+    early, late = [], []
+    for partition, values in world.messages().items():
+        middle = len(values) * 3 // 4
+        early.append(records(TOPIC, partition, values[:middle], times=[0] * middle))
+        late.append(records(TOPIC, partition, values[middle:], first_offset=middle, times=[0] * (len(values) - middle)))
+    assigned = frozenset((TOPIC, p) for p in range(world.PARTITIONS))
+    stages = make(Memory([Batch(parts=tuple(early), assigned=assigned)]), max_per_week=0)
+    stages.run()
+    assert [(d.outcome, d.reason) for d in stages.trigger.ledger.decisions] == [("no", "budget")]
+    stages.close()
+    again = make(Memory([Batch(parts=tuple(late), assigned=assigned)]), max_per_week=2)
+    again.run()
+    assert [(d.outcome, d.reason) for d in again.trigger.ledger.decisions] == [("no", "budget"), ("launch", "")]
+    assert [alarm.state for alarm in again.alarms] == ["raised", "severe"]
