@@ -15,6 +15,7 @@ import logging
 import re
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -161,8 +162,7 @@ def diagnose(kafka: Kafka, context: ssl.SSLContext | None, refused: str) -> tupl
     """Why no broker could be talked to, and whether waiting may help."""
     security = kafka.security
     if refused:
-        return (f"kafka.security: expected to be let in as {security.username!r} with {security.mechanism}, "
-                f"got {refused[:200]!r}; check mechanism, username and password_file"), False
+        return _not_let_in(kafka, refused), False
     problems = []
     for server in kafka.bootstrap_servers:
         host, _, port = server.rpartition(":")
@@ -171,8 +171,12 @@ def diagnose(kafka: Kafka, context: ssl.SSLContext | None, refused: str) -> tupl
         try:
             with socket.create_connection((host.strip("[]"), int(port)), 3) as raw:
                 if context is not None:
-                    with context.wrap_socket(raw, server_hostname=host.strip("[]")):
-                        pass
+                    with context.wrap_socket(raw, server_hostname=host.strip("[]")) as secured:
+                        offered = _offered_mechanisms(secured, security.mechanism)
+                else:
+                    offered = _offered_mechanisms(raw, security.mechanism)
+                if offered and security.mechanism not in offered:
+                    return _not_let_in(kafka, f"the broker does not offer it, but {', '.join(offered)}"), False
         except ssl.SSLCertVerificationError as error:
             return (f"kafka.security: expected a certificate of {server} that we can trust, got one with "
                     f"'{error.verify_message}'; check ca_file and the host's name"), False
@@ -188,3 +192,35 @@ def diagnose(kafka: Kafka, context: ssl.SSLContext | None, refused: str) -> tupl
                             "is it the port of another protocol?")
     return (f"kafka.bootstrap_servers: expected a Kafka broker, got {'; '.join(problems)[:400]}; "
             "check the address, and that the broker runs"), True
+
+
+def _not_let_in(kafka: Kafka, why: str) -> str:
+    security = kafka.security
+    return (f"kafka.security: expected to be let in as {security.username!r} with {security.mechanism}, "
+            f"got {why[:200]!r}; check mechanism, username and password_file")
+
+
+def _offered_mechanisms(stream: socket.socket, mechanism: str | None) -> list[str]:
+    """The SASL mechanisms that a broker offers, by a SaslHandshake request of our own; empty where it does not say.
+
+    The client's own refusal is lost when the broker's answer and its hanging up arrive together, which happens on a
+    loaded machine; without this the user would be told that no broker is there.
+    """
+    if mechanism is None:
+        return []
+    name = mechanism.encode()
+    body = struct.pack(">hhih", 17, 1, 1, -1) + struct.pack(">h", len(name)) + name     # key, version, id, no client id
+    try:
+        stream.settimeout(3)
+        stream.sendall(struct.pack(">i", len(body)) + body)
+        with stream.makefile("rb") as answer:
+            size = struct.unpack(">i", answer.read(4))[0]
+            content = answer.read(min(max(size, 0), 4_096))
+        count, at, offered = struct.unpack_from(">i", content, 6)[0], 10, []
+        for _ in range(min(count, 20)):
+            length = struct.unpack_from(">h", content, at)[0]
+            offered.append(content[at + 2: at + 2 + length].decode("ascii"))
+            at += 2 + length
+    except (OSError, struct.error, UnicodeDecodeError):
+        return []
+    return offered
