@@ -11,6 +11,8 @@ TORCH   := 2.15.0
 export TIDEMARK_CACHE ?= $(HOME)/.cache/tidemark
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DO_NOT_TRACK := 1
+# grafana-client brings urllib3-future, whose wheel takes urllib3's place for every other client; built from source it does not.
+export URLLIB3_NO_OVERRIDE := 1
 # Two cores are shared by a broker, a trainer and a test run: more threads each only wait for one another.
 export OMP_NUM_THREADS ?= 1
 
@@ -32,7 +34,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	    rm -rf $(VENV); $(PYTHON) -m venv $$site $(VENV); }; \
 	fi
 	@echo "setup: Python packages as constraints.txt pins them"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement requirements.txt
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --no-binary urllib3-future --requirement requirements.txt
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
 	  echo "setup: PyTorch $(TORCH), CPU build if pip's configuration offers one"; \
 	  $(BIN)/python -m pip install --quiet --constraint constraints.txt "torch==$(TORCH)+cpu" 2>/dev/null || { \
@@ -60,6 +63,7 @@ bench: setup  ## Every benchmark as a ratio beside its target
 
 render: setup  ## Rewrite the generated pages; read the difference
 	@$(BIN)/python -m dashboards.render
+	@$(BIN)/python -m detectors.methods > docs/detectors.md
 
 run: setup  ## The service: make run CONFIG=tidemark.yaml
 	@$(BIN)/tidemark run -c $(CONFIG)

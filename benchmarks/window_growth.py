@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.events import Values, reference_of, values_of
 from benchmarks.measure import Bench
-from detectors.distances import display
+from detectors.comparison import display
 from detectors.profile import Profile
 from detectors.reference import Reference
 from detectors.ring import PANES_MAX

@@ -25,7 +25,8 @@ from scipy import stats
 
 from benchmarks.events import Values, reference_of, values_of
 from benchmarks.measure import Bench, cpu_of
-from detectors.distances import display, ks
+from detectors.comparison import display
+from detectors.distances import ks
 from detectors.reference import Reference
 from detectors.scan import Ring, Scan
 from detectors.tests import EXPECTED_MIN, chi2_two_sample

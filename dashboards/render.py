@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import msgspec
 from msgspec import NODEFAULT, Struct
 
+from dashboards import rules_files
 from monitor import config, metrics
 from monitor.config_reference import FIELDS
 from monitor.metrics import CATALOGUE
@@ -30,7 +31,10 @@ _NAMES: Mapping[object, str] = {
 
 def pages() -> dict[str, str]:
     """Everything that is rendered: path from the repository's root -> text."""
-    return {"docs/metrics.md": metrics_page(), "docs/configuration.md": configuration_page()}
+    from dashboards import publish  # needs the SDK, which whoever only wants the types does not have
+
+    return {"docs/metrics.md": metrics_page(), "docs/configuration.md": configuration_page(),
+            **rules_files.pages(), **publish.pages()}
 
 
 def render(root: Path) -> list[Path]:
@@ -74,6 +78,8 @@ def metrics_page() -> str:
         ("`reason`", f"`{metrics.EVENTS.name}`", _codes(("none", "retention", *metrics.REFUSALS))),
         ("`kind`", f"`{metrics.ALARMS.name}`", _codes(metrics.ALARM_KINDS)),
         ("`state`", f"`{metrics.ALARMS.name}`", _codes(metrics.ALARM_STATES)),
+        ("`cause`", f"`{metrics.ALARM_OPEN.name}`", _codes(list(metrics.ALARM_CAUSES))),
+        ("`state`", f"`{metrics.ALARM_OPEN.name}`", _codes(metrics.ALARM_OPEN.values)),
         ("`state`", f"`{metrics.LAUNCH_STATE.name}`", _codes(metrics.LAUNCH_STATES)),
         ("`outcome`", f"`{metrics.LAUNCHES.name}`", _codes(metrics.LAUNCH_OUTCOMES)),
         ("`outcome`", f"`{metrics.DEAD_LETTERS.name}`", _codes(metrics.DEAD_LETTERS.values)),

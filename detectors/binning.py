@@ -33,6 +33,8 @@ Ints = NDArray[np.int64]
 
 #: Bins aimed at for numbers; atoms add to them. The scan's number weighs resolution against the number of tests.
 FINE_BINS, SCAN_BINS = 64, 16
+#: Edges end here, so that the width of a bin is finite: what lies beyond is below or above the range.
+LARGEST_EDGE = 8e307
 #: Most levels kept by name, and the share of events from which on one is kept (and 5 events at least).
 FINE_LEVELS, SCAN_LEVELS = 128, 32
 FINE_LEVEL_SHARE, SCAN_LEVEL_SHARE = 0.0005, 0.002
@@ -78,7 +80,7 @@ class NumericBinning:
     @classmethod
     def fit(cls, values: Floats) -> NumericBinning:
         """Edges of a reference column; NaN is missing, infinities lie outside. No finite value: any number is new."""
-        finite = values[np.isfinite(values)]
+        finite = np.clip(values[np.isfinite(values)], -LARGEST_EDGE, LARGEST_EDGE)
         if not len(finite):
             finite = np.zeros(1)                    # a lone bin at 0 that the reference never filled
         scan = numeric_edges(finite, SCAN_BINS)
@@ -192,7 +194,8 @@ class CategoryBinning:
         """The fine bin of one value."""
         code = self._bins.get(level)
         if code is None:
-            assert level is not None
+            if not isinstance(level, str):
+                raise TypeError(f"level: expected text or None, got {level!r:.60} ({type(level).__name__}); give it as text")
             code = len(self.levels) + (1 if level_hash(level) in self.seen else 2)
         return code
 

@@ -93,8 +93,11 @@ def design_effect(codes: Ints, weights: Floats, p: Floats, events: Floats | Ints
 def _design_effect(v: Floats, stop: Ints, blocks: int, events: Floats) -> DesignEffect | None:
     """Factors and degrees of freedom from the raw variance ratios `v`, directions first; None for independence."""
     noise = np.sqrt(2 / blocks)
-    if max(v[0], v[1]) <= 1 + 5 * noise:
-        # Not 3: over many rows a laxer trigger fires on independent noise and makes rare outliers 5 times slower.
+    # Five times the noise of independent blocks, and three times that of a sum over so many lags: where to stop was chosen
+    # on the same data. Over many rows a laxer trigger fires on independent noise and makes rare outliers 5 times slower;
+    # without the second part one row in 20 of independent data was called dependent, and half as many are with it.
+    limit = 1 + np.maximum(5 * noise, 3 * np.sqrt(2 * (2 * stop[:2] + 2) / blocks))
+    if not (v[:2] > limit).any():
         return None
     passed = v > 1 + 3 * noise
     g = np.where(passed, v * (1 + np.sqrt(2 * (2 * stop + 2) / blocks)), 1 + 3 * noise)

@@ -7,53 +7,63 @@ a short or dependent one is declared inadequate, still raises alarms and starts 
 Invariant: a reference is a pure function of its rows, their order and the columns' kinds and roles; its digest names
 exactly that. The false-alarm budget and the tolerances are not in it, they may change without a new fit.
 
-Cost: `profile`, the hot path, is 6-7 ns per number and 30-60 ns per category in batches of 4,000 events and more (about
-5 times that below 300), so about 300 ns per event of 16 numbers and 4 categories. Fitting is 0.3 us per value. Memory:
-10 to 30 kB per column, and rows x bins x 8 bytes for every profile made.
+Cost: fitting is 0.3 us per value and 10 ms per row for the simulated bands. Memory: 10 to 30 kB per row, and 140 x 8
+bytes per column for the joint rows. Counting, the hot path, stands in `counting`.
 
-Neighbours: `rows` fits one column, `reference_file` is the file, `profile` the counts, `scan` the decision.
+Neighbours: `rows` fits one column, `derived` the joint rows, `reference_file` is the file, `scan` the decision.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from detectors.binning import SORT_ROWS_MIN, NumericBinning
+from detectors.arrays import Arrays
+from detectors.counting import Batch, Counting, scores_of
 from detectors.dependence import BLOCK_ROWS, BLOCKS_MIN
+from detectors.derived import ROWS_MIN as JOINT_ROWS_MIN
+from detectors.derived import Joint, even_blocks, score_of_bins
+from detectors.expansions import EXPANDED, Expansion
 from detectors.profile import Profile, ReferenceMismatch
 from detectors.proposal import Proposal, propose
 from detectors.reference_file import Content, decode, digest_of, encode
-from detectors.rows import UNWATCHED, Column, Floats, Ints, Row, Values, fit_row
+from detectors.rows import UNWATCHED, Bools, Column, Floats, Ints, Row, Values, fit_row
+from detectors.tables import Table, as_kind, batch_of, columns_of, is_ready
 
 __all__ = ["Arrays", "Column", "Proposal", "Reference", "ReferenceMismatch"]
-
-Bools = NDArray[np.bool_]
 
 #: Below this many rows there is no decision, only distances.
 ROWS_MIN = 200
 #: Below this many effective rows a reference may alarm but not start a retraining (extrapolated from simulations).
 EFFECTIVE_ROWS_MIN = 300
-#: Sets that `profiles` counts together: bounds its block to this many profiles (100 columns: 16 MB).
-GROUPS_AT_ONCE = 256
+#: Fewer cycles of a season than this cannot tell it from a change (from simulations: 12 times the asked false alarms).
+CYCLES_MIN = 3.0
+#: Rows that are kept as they are, for detectors that need raw values: this many, fewer where rows are wide.
+SAMPLE_ROWS, SAMPLE_NUMBERS = 1000, 200_000
+#: Characters of a text in the sample.
+SAMPLE_TEXT = 2000
+_SAMPLE_SEED = 20_240_502
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What a stream is compared with.
 
-    columns : the watched columns (neither labels nor ignored ones), in schema order
-    records : one `Row` for each, and room for derived rows behind them
-    events  : reference rows      ordered : whether they were in time order
-    span    : time of the first and the last of them, seconds since 1970, where known
-    digest  : sha256 of all of this, 64 hex digits
+    columns    : the watched columns (neither labels nor ignored ones), in schema order
+    records    : the J rows: one or, for embeddings and texts, several per column in schema order, then the joint rows
+    joint      : how joint rows are computed; None below two plain columns or 200 rows
+    expansions : how embeddings and texts become rows, by column
+    cycles     : cycles of the declared season that the rows span; None where no season was declared
+    sample     : some of the reference's own events, in time order, as columns; None where none were to be kept
+    events     : reference rows      ordered : whether they were in time order
+    span       : time of the first and the last of them, seconds since 1970, where known
+    digest     : sha256 of all of this, 64 hex digits
     """
 
     model: str
@@ -63,53 +73,76 @@ class Reference:
     span: tuple[float, float] | None
     columns: tuple[Column, ...]
     records: tuple[Row, ...] = field(repr=False)
+    joint: Joint | None = field(repr=False)
+    expansions: Mapping[str, Expansion] = field(repr=False)
+    sample: Mapping[str, Floats | list[str | None]] | None = field(repr=False)
+    cycles: float | None
     digest: str
 
     @classmethod
-    def fit(cls, data: Mapping[str, Values], columns: Sequence[Column], *, model: str, version: str,
-            ordered: bool = True, span: tuple[float, float] | None = None,
+    def fit(cls, data: Table, columns: Sequence[Column] | None = None, *, model: str = "model",
+            version: str = "1", ordered: bool = True, span: tuple[float, float] | None = None,
+            cycles: float | None = None, sample_rows: int = SAMPLE_ROWS,
             progress: Callable[[int, int], None] | None = None) -> Reference:
-        """The reference of `data`: per column an array with NaN, or a sequence of str or None, for missing.
+        """The reference of `data`: a dict of arrays or lists, a pandas DataFrame, or a pyarrow Table.
 
-        columns  : the schema; labels and ignored columns are left out
-        ordered  : rows are in time order; if not, their dependence cannot be measured and the reference is inadequate
-        progress : called with (columns done, columns in all) after every column
-        raises   : ReferenceMismatch, one line, for an absent column, unequal lengths, no rows or no columns
+        columns     : the schema; labels and ignored columns are left out. As `propose` proposes it, where not given
+        ordered     : rows are in time order; if not, their dependence cannot be measured and the reference is inadequate
+        cycles      : cycles of a season (a day, a week) that the rows span; under 3 the reference is inadequate
+        sample_rows : rows to keep as they are, for detectors that need raw values; 0 keeps none
+        progress    : called with (columns done, columns in all) after every column
+        raises      : ReferenceMismatch, one line, for an absent column, unequal lengths, no rows or no columns
         """
         where = f"reference of {model} {version}"
+        data = columns_of(data, where)
+        if columns is None:
+            columns = tuple(proposal.column for proposal in propose(data))
         watched = tuple(column for column in columns if column.role not in UNWATCHED)
-        if not watched:
-            raise ReferenceMismatch(f"{where}: expected a column to watch, got none; name inputs or predictions")
-        absent = [column.name for column in watched if column.name not in data]
-        if absent:
-            raise ReferenceMismatch(f"{where}: expected column {absent[0]!r}, got {', '.join(map(repr, data))[:300]}; "
-                                    "correct the schema or the data")
-        lengths = {column.name: len(data[column.name]) for column in watched}
-        events = lengths[watched[0].name]
-        if not events or set(lengths.values()) != {events}:
-            raise ReferenceMismatch(f"{where}: expected columns of one length above 0, got {lengths}; check the data")
-        rows = []
+        events = _events(data, watched, where)
+        halves = even_blocks(0, events)
+        if events < JOINT_ROWS_MIN:                             # too few to learn on one half and count on the other
+            halves = np.ones(events, bool)
+        rows: list[Row] = []
+        prepared: dict[str, Floats | list[str | None]] = {}
+        expansions: dict[str, Expansion] = {}
         for done, column in enumerate(watched, start=1):        # turns: the columns
-            rows.append(_fit_row(column, data[column.name], ordered, where))
+            try:
+                prepared[column.name] = values = as_kind(column, data[column.name], strict=True)
+                if column.kind in EXPANDED:
+                    expansions[column.name] = expansion = EXPANDED[column.kind].fit(values, halves)
+                    rows += _fit_expanded(column, expansion, values, ordered, halves)
+                else:
+                    rows.append(fit_row(column, values, ordered=ordered))
+            except ValueError as error:
+                raise ReferenceMismatch(f"{where}: expected {column.kind} values in column {column.name!r}, got {error}; "
+                                        "correct the column's kind or the data") from error
             if progress is not None:
                 progress(done, len(watched))
-        return cls._of(Content(model, version, events, ordered, span, watched, tuple(rows)))
+        plain = [(row, prepared[row.name]) for row in rows if row.name in prepared and row.name not in expansions]
+        joint = None
+        if len(plain) > 1 and events >= JOINT_ROWS_MIN:
+            joint = _fit_joint(rows, plain, ordered, halves)
+        sample = _sample(prepared, events, sample_rows)
+        return cls._of(Content(model, version, events, ordered, span, watched, tuple(rows), joint, expansions, sample,
+                               cycles))
 
     @classmethod
     def _of(cls, content: Content, digest: str | None = None) -> Reference:
         return cls(content.model, content.version, content.events, content.ordered, content.span, content.columns,
-                   content.rows, digest or digest_of(encode(content)))
+                   content.rows, content.joint, content.expansions, content.sample, content.cycles,
+                   digest or digest_of(encode(content)))
 
     @staticmethod
-    def propose(data: Mapping[str, Values]) -> tuple[Proposal, ...]:
+    def propose(data: Table) -> tuple[Proposal, ...]:
         """Kinds and roles for raw data, each with its reason; see `proposal.propose`."""
-        return propose(data)
+        return propose(columns_of(data, "proposal"))
 
     # ---- the file -------------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
         """The reference's file as text; the digest stands first."""
-        content = Content(self.model, self.version, self.events, self.ordered, self.span, self.columns, self.records)
+        content = Content(self.model, self.version, self.events, self.ordered, self.span, self.columns, self.records,
+                          self.joint, self.expansions, self.sample, self.cycles)
         return json.dumps({"digest": self.digest, **encode(content)}) + "\n"
 
     @classmethod
@@ -134,8 +167,22 @@ class Reference:
 
     @cached_property
     def rows(self) -> tuple[str, ...]:
-        """Names of the J rows: the columns, then derived rows."""
+        """Names of the J rows: the columns, then the joint rows."""
         return tuple(row.name for row in self.records)
+
+    @cached_property
+    def column_of_row(self) -> tuple[Column | None, ...]:
+        """The column that each of the J rows is made of; None for joint rows, which are made of all."""
+        owners: list[Column | None] = []
+        for column in self.columns:                             # turns: the columns
+            expansion = self.expansions.get(column.name)
+            owners += [column] * (1 if expansion is None else len(expansion.names))
+        return (*owners, *[None] * (len(self.records) - len(owners)))
+
+    @cached_property
+    def is_plain(self) -> Bools:
+        """Which of the J rows are a column as it is, neither part of an embedding or text nor joint, (J,)."""
+        return np.array([column is not None and column.name not in self.expansions for column in self.column_of_row])
 
     @cached_property
     def deff(self) -> Floats:
@@ -146,6 +193,11 @@ class Reference:
     def m_eff(self) -> float:
         """Effective reference rows: the least of rows / design effect over the columns."""
         return float((self.arrays.m / self.deff).min())
+
+    @property
+    def independent_events(self) -> float:
+        """How many independent rows this reference is worth in its most dependent row."""
+        return self.events / float(self.deff.max())
 
     @property
     def too_small(self) -> bool:
@@ -159,6 +211,9 @@ class Reference:
             return f"{self.events} rows, {BLOCK_ROWS * BLOCKS_MIN} are needed to measure how dependent events are"
         if not self.ordered:
             return "rows are not in time order, so that how dependent events are is not known"
+        if self.cycles is not None and self.cycles < CYCLES_MIN:
+            return (f"the rows span {self.cycles:.1f} cycles of the declared season, {CYCLES_MIN:g} are needed to tell a season "
+                    "from a change")
         if self.m_eff < EFFECTIVE_ROWS_MIN:
             worst = self.rows[int(np.argmin(self.arrays.m / self.deff))]
             return (f"{self.events} rows are worth {self.m_eff:.0f} independent ones in column {worst}, "
@@ -172,60 +227,25 @@ class Reference:
         """Rows and fine bins of every profile under this reference."""
         return len(self.records), max(row.binning.bins for row in self.records)
 
-    def profile(self, columns: Mapping[str, Floats | Sequence[str | None]], n: int | None = None) -> Profile:
-        """The counts of a batch: the hot path.
+    @cached_property
+    def _counting(self) -> Counting:
+        return Counting(self.columns, self.records, self.expansions, self.joint, self.digest)
 
-        columns : per column float64 (n,) with NaN for missing, or a sequence of str | None; others are not looked at
-        n       : events, needed only where no column may be present; an absent column is missing in all of them
+    def profile(self, batch: Batch | Table, n: int | None = None) -> Profile:
+        """The counts of a batch: any table that `fit` takes, or, at no cost, what `Counting.profile` takes.
+
+        n      : events, needed only where no column may be present; an absent column is missing in all of them
+        raises : ReferenceMismatch, one line, for values of another kind and for a table with none of the columns
         """
-        if n is None:
-            n = len(next((columns[name] for name in self.rows if name in columns), ()))
-        counts = np.zeros(self.shape, np.int64)
-        for j, row in enumerate(self.records):                  # turns: the columns; each counts its batch in one pass
-            values = columns.get(row.name)
-            if values is None:
-                counts[j, 0] = n
-            else:
-                counts[j, : row.binning.bins] = row.binning.count(values)  # type: ignore[arg-type]
-        assert (counts.sum(axis=1) == n).all(), "columns of a batch differ in length"
-        return Profile(counts, n, self.digest)
+        if is_ready(batch, self.columns, n):
+            # A level that is no text comes to light where it is looked up: then the batch is converted after all.
+            with contextlib.suppress(TypeError):
+                return self._counting.profile(batch, n)  # type: ignore[arg-type]
+        return self._counting.profile(*batch_of(batch, self.columns, n, f"batch for {self.model} {self.version}"))
 
-    def profiles(self, columns: Mapping[str, Floats | Sequence[str | None]], group: Ints, groups: int) -> Iterator[Profile]:
-        """The counts of each of several sets of events, in their order.
-
-        columns : as `profile` takes them, of all events together
-        group   : int (n,), the set 0 ... groups - 1 of every event; every set has one at least
-
-        Sets of 300 events and more are counted one by one, as `profile` does (6-7 ns per number); many small ones at
-        once, value by value (40-50 ns), so that 100 columns x 40 sets do not cost 4,000 numpy calls of some us each.
-        """
-        at_once = 1 if len(group) >= groups * SORT_ROWS_MIN else GROUPS_AT_ONCE
-        if groups > at_once and np.any(group[1:] < group[:-1]):
-            order = np.argsort(group, kind="stable")
-            group, columns = group[order], {name: _ordered(values, order) for name, values in columns.items()}
-        starts = np.arange(0, groups, at_once)
-        cuts = [*np.searchsorted(group, starts).tolist(), len(group)] if len(starts) > 1 else [0, len(group)]
-        for first, (start, end) in zip(starts.tolist(), pairwise(cuts), strict=True):       # turns: blocks of sets
-            block = columns if len(starts) == 1 else {name: values[start:end] for name, values in columns.items()}
-            if at_once == 1 or groups == 1:
-                yield self.profile(block, end - start)
-            else:
-                yield from self._profiles(block, group[start:end] - first, min(at_once, groups - first))
-
-    def _profiles(self, columns: Mapping[str, Floats | Sequence[str | None]], group: Ints, groups: int) -> Iterator[Profile]:
-        """`profiles` by one count of (set, bin) pairs per column."""
-        events = np.bincount(group, minlength=groups)
-        counts = np.zeros((groups, *self.shape), np.int64)
-        for j, row in enumerate(self.records):                  # turns: the columns
-            values, bins = columns.get(row.name), row.binning.bins
-            if values is None:
-                counts[:, j, 0] = events
-            else:
-                codes: Ints = row.binning.codes(values)  # type: ignore[arg-type]
-                counts[:, j, :bins] = np.bincount(group * bins + codes, minlength=groups * bins).reshape(groups, bins)
-        assert (counts.sum(axis=2) == events[:, None]).all(), "columns of a batch differ in length"
-        for n, one in zip(events.tolist(), counts, strict=True):
-            yield Profile(one.copy(), n, self.digest)           # a copy: a view would keep the whole block alive
+    def profiles(self, columns: Batch, group: Ints, groups: int) -> Iterator[Profile]:
+        """The counts of each of several sets of events; see `Counting.profiles`."""
+        return self._counting.profiles(columns, group, groups)
 
     def bin_labels(self, row: int) -> list[str]:
         """The fine bins of a row in words: "missing", "below 3.1", "[3.1, 4)", level names, "rest", "unseen"."""
@@ -255,84 +275,56 @@ class Reference:
         return Arrays.of(self.records)
 
 
-def _ordered(values: Floats | Sequence[str | None], order: Ints) -> Floats | Sequence[str | None]:
-    return values[order] if isinstance(values, np.ndarray) else [values[i] for i in order.tolist()]
+def _events(data: Mapping[str, Values], watched: Sequence[Column], where: str) -> int:
+    """Rows of the data; ReferenceMismatch where a column is absent or of another length, or nothing is to be watched."""
+    if not watched:
+        raise ReferenceMismatch(f"{where}: expected a column to watch, got none; name inputs or predictions")
+    absent = [column.name for column in watched if column.name not in data]
+    if absent:
+        raise ReferenceMismatch(f"{where}: expected column {absent[0]!r}, got {', '.join(map(repr, data))[:300]}; "
+                                "correct the schema or the data")
+    names = [column.name for column in watched]
+    if len(set(names)) < len(names):
+        raise ReferenceMismatch(f"{where}: expected every column once, got {max(names, key=names.count)!r} "
+                                f"{max(map(names.count, names))} times; name it once in the schema")
+    lengths = {column.name: len(data[column.name]) for column in watched}
+    events = lengths[watched[0].name]
+    if not events or set(lengths.values()) != {events}:
+        raise ReferenceMismatch(f"{where}: expected columns of one length above 0, got {lengths}; check the data")
+    return events
 
 
-def _fit_row(column: Column, values: Values, ordered: bool, where: str) -> Row:
-    try:
-        return fit_row(column, values, ordered=ordered)
-    except (TypeError, ValueError) as error:
-        raise ReferenceMismatch(f"{where}: expected {column.kind} values in column {column.name!r}, got {error}; "
-                                "correct the column's kind or the data") from error
+def _fit_expanded(column: Column, expansion: Expansion, values: Floats | list[str | None], ordered: bool,
+                  halves: Bools) -> list[Row]:
+    """The rows of an embedding or a text, counted on the half that its axes were not learnt on."""
+    counted = None if halves.all() else ~halves
+    return [fit_row(Column(f"{column.name}[{name}]", "numeric"), numbers, ordered=ordered, counted=counted)
+            for name, numbers in zip(expansion.names, expansion.rows(values).T, strict=True)]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Arrays:
-    """All rows of a reference side by side, read-only; J rows, K scan bins, B fine bins, padding holds 0 and False.
-
-    counts (J, B)    raw events of the fine bins           fine_live (J, B)  fine bins that exist
-    positions (J, B) places of the fine bins, or NaN        sd (J,)          s.d. of numeric rows, else NaN
-    numeric (J,)     rows whose bins have an order          scan_of_fine     per row, fine bin -> scan bin
-    c0, p0 (J, K)    scan events and shares                 m (J,)           their totals
-    live (J, K)      scan bins that exist                   one_sided (J, K) bins that only count when they gain
-    fault (J, K)     bins that speak of data quality        weights (J, K, 4), centre, skew (J, 4)  directions
-    g_directions (J, 4), g_bins (J, K), nu_directions (J, 4), nu_bins (J, K)                        design effects
-    """
-
-    counts: Ints
-    fine_live: Bools
-    positions: Floats
-    sd: Floats
-    numeric: Bools
-    scan_of_fine: tuple[Ints, ...]
-    c0: Floats
-    p0: Floats
-    m: Floats
-    live: Bools
-    one_sided: Bools
-    fault: Bools
-    weights: Floats
-    centre: Floats
-    skew: Floats
-    g_directions: Floats
-    g_bins: Floats
-    nu_directions: Floats
-    nu_bins: Floats
-
-    @classmethod
-    def of(cls, rows: Sequence[Row]) -> Arrays:
-        """Pad the rows to the widest one."""
-        fine, scan = [row.binning.bins for row in rows], [row.binning.scan_bins for row in rows]
-        c0 = _pad([row.c0 for row in rows], scan)
-        m = c0.sum(axis=1)
-        p0 = c0 / m[:, None]
-        weights = np.stack([_pad([row.weights[:, r] for row in rows], scan) for r in range(4)], axis=2)
-        one_sided, fault = np.zeros(c0.shape, bool), np.zeros(c0.shape, bool)
-        for j, row in enumerate(rows):                          # turns: the rows, once per reference
-            last = row.binning.scan_bins - 1
-            one_sided[j, [1 if row.is_numeric else last - 1, last]] = True       # below, above; rest, unseen
-            fault[j, [0, 1, last] if row.is_numeric else [0, last]] = True       # rest is no fault
-        empty = np.empty(0)
-        return cls(
-            counts=_pad([row.counts for row in rows], fine).astype(np.int64),
-            fine_live=np.arange(max(fine)) < np.array(fine)[:, None],
-            positions=_pad([row.positions if row.is_numeric else empty for row in rows], fine, np.nan),
-            sd=np.array([row.sd for row in rows]),
-            numeric=np.array([isinstance(row.binning, NumericBinning) for row in rows]),
-            scan_of_fine=tuple(row.binning.scan_of_fine for row in rows),
-            c0=c0, p0=p0, m=m, live=np.arange(max(scan)) < np.array(scan)[:, None], one_sided=one_sided, fault=fault,
-            weights=weights, centre=np.stack([row.centre for row in rows]),
-            skew=np.einsum("jk,jkr->jr", p0, weights**3),
-            g_directions=np.stack([row.effect.g_directions for row in rows]),
-            g_bins=_pad([row.effect.g_bins for row in rows], scan, 1.0),
-            nu_directions=np.stack([row.effect.nu_directions for row in rows]),
-            nu_bins=_pad([row.effect.nu_bins for row in rows], scan, np.inf))
+def _fit_joint(rows: list[Row], plain: Sequence[tuple[Row, Floats | list[str | None]]], ordered: bool,
+               halves: Bools) -> Joint:
+    """Learn the joint rows, count them and put them behind the others."""
+    members, values = [row for row, _ in plain], [values for _, values in plain]
+    scores = [score_of_bins(row) for row in members]
+    joint = Joint.fit(members, scores_of(members, values, scores, len(halves)))
+    found = np.concatenate([joint.values(chunk) for _, chunk in scores_of(members, values, scores, len(halves))], axis=1)
+    taken = {row.name for row in rows}
+    for name, numbers in zip(joint.names, found, strict=True):  # at most 13 turns
+        while name in taken:                                    # a column of that name: labels must differ
+            name += "'"
+        rows.append(fit_row(Column(name, "numeric"), numbers, ordered=ordered, counted=~halves))
+    return joint
 
 
-def _pad(rows: Sequence[NDArray[np.generic]], widths: Sequence[int], fill: float = 0.0) -> Floats:
-    """Rows of different length as one matrix as wide as the widest."""
-    matrix = np.full((len(rows), max(widths)), fill)
-    for j, row in enumerate(rows):                              # turns: the rows, once per reference
-        matrix[j, : len(row)] = row
-    return matrix
+def _sample(prepared: Mapping[str, Floats | list[str | None]], events: int,
+            rows: int) -> dict[str, Floats | list[str | None]] | None:
+    """Some rows in time order, chosen by a fixed seed; fewer of wide rows, so that the file stays small."""
+    width = sum(values.shape[1] if isinstance(values, np.ndarray) and values.ndim == 2 else 1 for values in prepared.values())
+    rows = min(rows, events, max(SAMPLE_NUMBERS // width, 100))
+    if rows <= 0:
+        return None
+    chosen = np.sort(np.random.default_rng(_SAMPLE_SEED).choice(events, rows, replace=False))
+    return {name: values[chosen] if isinstance(values, np.ndarray)
+            else [level if level is None else level[:SAMPLE_TEXT] for level in map(values.__getitem__, chosen.tolist())]
+            for name, values in prepared.items()}

@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 
 from detectors.binning import CategoryBinning, NumericBinning
 from detectors.dependence import DesignEffect
+from detectors.derived import Joint, score_of_bins
+from detectors.expansions import EXPANDED, Expansion, decode_expansions, encode_expansions
 from detectors.profile import ReferenceMismatch
 from detectors.rows import KINDS, ROLES, Column, Kind, Role, Row
 
 FORMAT = "tidemark reference"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _REFIT = "fit the reference again, or restore the file"
 
 
@@ -45,6 +47,10 @@ class Content:
     span: tuple[float, float] | None
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    joint: Joint | None
+    expansions: Mapping[str, Expansion]
+    sample: Mapping[str, NDArray[np.float64] | list[str | None]] | None
+    cycles: float | None = None
 
 
 def encode(content: Content) -> dict[str, Any]:
@@ -52,10 +58,20 @@ def encode(content: Content) -> dict[str, Any]:
     return {
         "format": FORMAT, "format_version": FORMAT_VERSION,
         "model": content.model, "version": content.version, "events": content.events, "ordered": content.ordered,
-        "span": None if content.span is None else list(content.span),
+        "span": None if content.span is None else list(content.span), "cycles": content.cycles,
         "columns": [{"name": column.name, "kind": column.kind, "role": column.role} for column in content.columns],
         "rows": [_encode_row(row) for row in content.rows],
+        "joint": content.joint and {"components": encode_matrix(content.joint.components),
+                                    "whitening": encode_matrix(content.joint.whitening)},
+        "expansions": encode_expansions(content.expansions, _kinds(content.columns)),
+        "sample": None if content.sample is None else {
+            name: encode_matrix(values) if isinstance(values, np.ndarray) else values
+            for name, values in content.sample.items()},
     }
+
+
+def _kinds(columns: Sequence[Column]) -> dict[str, str]:
+    return {column.name: column.kind for column in columns}
 
 
 def digest_of(document: Mapping[str, Any]) -> str:
@@ -95,12 +111,46 @@ def _refuse(where: str, expected: str, got: str, mend: str) -> NoReturn:
 def _decode(document: Mapping[str, Any], where: str) -> Content:
     columns = tuple(_decode_column(item, f"{where}: columns[{i}]") for i, item in enumerate(document["columns"]))
     rows = tuple(_decode_row(item, f"{where}: rows[{i}]") for i, item in enumerate(document["rows"]))
-    names, expected = [row.name for row in rows[: len(columns)]], [column.name for column in columns]
-    if not columns or names != expected:
-        _refuse(where, f"rows of the columns {expected}", f"rows {names}", _REFIT)
+    kinds = _kinds(columns)
+    expansions = decode_expansions(document["expansions"], kinds)
+    plain = [row for row in rows if row.name in kinds and kinds[row.name] not in EXPANDED]
+    joint = _decode_joint(document["joint"], plain[: len(columns)], where)
+    expected = [name for column in columns for name in (
+        [f"{column.name}[{suffix}]" for suffix in expansions[column.name].names] if column.name in expansions
+        else [column.name])]
+    names = [row.name for row in rows]
+    of_columns, behind = names[: len(expected)], names[len(expected):]
+    if not columns or of_columns != expected or len(set(names)) < len(names):
+        _refuse(where, f"rows of the columns {expected}", f"rows {of_columns}", _REFIT)
+    if len(behind) != (0 if joint is None else joint.rows):
+        _refuse(where, f"{0 if joint is None else joint.rows} joint rows", f"{len(behind)}", _REFIT)
     span = document["span"]
     return Content(str(document["model"]), str(document["version"]), int(document["events"]), bool(document["ordered"]),
-                   None if span is None else (float(span[0]), float(span[1])), columns, rows)
+                   None if span is None else (float(span[0]), float(span[1])), columns, rows, joint, expansions,
+                   _decode_sample(document["sample"], columns, where),
+                   None if document["cycles"] is None else float(document["cycles"]))
+
+
+def _decode_joint(item: Mapping[str, Any] | None, members: Sequence[Row], where: str) -> Joint | None:
+    if item is None:
+        return None
+    components, whitening = decode_matrix(item["components"]), decode_matrix(item["whitening"])
+    shapes = components.shape[:1], whitening.shape[:1], components.ndim, whitening.ndim
+    if shapes != ((len(members),), (len(members),), 2, 2):
+        _refuse(where, f"joint weights of {len(members)} columns", f"shapes {components.shape} and {whitening.shape}", _REFIT)
+    return Joint(tuple(score_of_bins(row) for row in members), components, whitening)
+
+
+def _decode_sample(item: Mapping[str, Any] | None, columns: Sequence[Column],
+                   where: str) -> dict[str, NDArray[np.float64] | list[str | None]] | None:
+    if item is None:
+        return None
+    sample: dict[str, NDArray[np.float64] | list[str | None]] = {
+        name: decode_matrix(values) if isinstance(values, dict) else [None if v is None else str(v) for v in values]
+        for name, values in item.items()}
+    if list(sample) != [column.name for column in columns] or len({len(values) for values in sample.values()}) != 1:
+        _refuse(where, "a sample with every column, all of one length", f"columns {list(sample)}", _REFIT)
+    return sample
 
 
 def _decode_column(item: Mapping[str, str], where: str) -> Column:
@@ -173,3 +223,14 @@ def _numbers(values: NDArray[np.float64]) -> list[float | str]:
 
 def _floats(values: Sequence[float | str]) -> NDArray[np.float64]:
     return np.array([float(value) for value in values], dtype=np.float64)
+
+
+def encode_matrix(values: NDArray[np.float64]) -> dict[str, Any]:
+    """An array as its shape and the base64 of its little-endian float64: exact, and a third of the length of digits."""
+    return {"shape": list(values.shape), "float64": base64.b64encode(values.astype("<f8").tobytes()).decode()}
+
+
+def decode_matrix(item: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The array that `encode_matrix` wrote; ValueError where length and shape disagree."""
+    flat = np.frombuffer(base64.b64decode(item["float64"], validate=True), dtype="<f8")
+    return flat.reshape([int(size) for size in item["shape"]]).astype(np.float64)

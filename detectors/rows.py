@@ -2,7 +2,8 @@
 
 Idea: a row is fitted alone, from one column's values in time order, in the order that the formulas need: bins, counts,
 the allowance for what the reference could not show (Good-Turing), directions, design effects, centres, and only then
-the wider allowance of dependent rows. Derived rows (joint columns) will be further rows of the same form.
+the wider allowance of dependent rows. Rows that are made of columns (joint rows, the axes of an embedding, the figures of a text)
+have the same form; they are counted on the half of the events that they were not learnt on.
 
 Invariant: a row is a pure function of its column's values and of whether they are in time order.
 
@@ -28,9 +29,10 @@ from detectors.distances import simulated_null
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 Values = NDArray[np.generic] | Sequence[object]
 
-Kind = Literal["numeric", "category", "boolean"]
+Kind = Literal["numeric", "category", "boolean", "embedding", "text"]
 Role = Literal["input", "prediction", "score", "path", "label", "ignored"]
 KINDS: tuple[str, ...] = get_args(Kind)
 ROLES: tuple[str, ...] = get_args(Role)
@@ -87,12 +89,18 @@ class Row:
         return float(self.effect.g_directions[:2].max())
 
 
-def fit_row(column: Column, values: Values, *, ordered: bool) -> Row:
-    """The row of one column from its reference values; `ordered` says that they are in time order."""
+def fit_row(column: Column, values: Values, *, ordered: bool, counted: Bools | None = None) -> Row:
+    """The row of one column from its reference values.
+
+    ordered : the values are in time order
+    counted : bool (n,), the values that bins and counts rest on; all, unless the column was itself learnt on the others.
+              How dependent events are is measured on all of them: half of them has gaps
+    """
     binning: Binning
     positions, (sd, low, high), once = np.empty(0), (np.nan,) * 3, 0
     if column.kind == "numeric":
-        numbers = as_numbers(values)
+        everything = as_numbers(values)
+        numbers = everything if counted is None else everything[counted]
         binning = numeric = NumericBinning.fit(numbers)
         codes = binning.codes(numbers)
         finite = numbers[np.isfinite(numbers)]
@@ -107,6 +115,7 @@ def fit_row(column: Column, values: Values, *, ordered: bool) -> Row:
         once = sum(count == 1 for level, count in occurrences.items() if level is not None)
     counts = np.bincount(codes, minlength=binning.bins)
     scan_codes = binning.scan_of_fine[codes]
+    in_order = scan_codes if counted is None else binning.scan_of_fine[numeric.codes(everything)]
     raw = np.bincount(scan_codes, minlength=binning.scan_bins)
     c0 = raw.astype(np.float64)
     # An empty bin of probability 0 would make one event infinite evidence (Good-Turing: the mass of the unseen).
@@ -119,7 +128,7 @@ def fit_row(column: Column, values: Values, *, ordered: bool) -> Row:
     filled = np.count_nonzero(raw[1:] if column.kind == "category" else raw[2:-1])
     weights = directions(c0) if filled > 1 else np.zeros((len(c0), DIRECTIONS))
     p = c0 / c0.sum()
-    effect = _independent(len(c0)) if not ordered else design_effect(scan_codes, weights, p, raw)
+    effect = _independent(len(c0)) if not ordered else design_effect(in_order, weights, p, raw)
     centre = p @ weights                            # before the wider allowance below: after it, it would alarm falsely
     if column.kind == "numeric":
         c0[[1, -1]] += effect.g_bins[[1, -1]] - 1   # one effective unseen event instead of one raw event
@@ -156,7 +165,7 @@ def as_numbers(values: Values) -> Floats:
 
 
 def as_levels(values: Values) -> list[str | None]:
-    """Values as levels: text as it is, True and False as JSON writes them, None and NaN as missing."""
+    """Values as levels: text as it is, True and False as JSON writes them, 3.0 as 3, None and NaN as missing."""
     plain: list[object] = values.tolist() if isinstance(values, np.ndarray) else list(values)
     if set(map(type, plain)) <= {str, type(None)}:
         return cast("list[str | None]", plain)
@@ -168,4 +177,7 @@ def _level(value: object) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    return None if value != value else str(value)   # NaN is the only value that differs from itself
+    if isinstance(value, float):
+        # pandas turns whole numbers into broken ones as soon as one of them is missing: 3.0 is the level that 3 is.
+        return None if value != value else str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+    return str(value)

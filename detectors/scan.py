@@ -8,7 +8,7 @@ them). Scores are divided by that threshold: 1 is an alarm.
 Invariants: a decision is a pure function of (reference, ring, knobs). Adding a window, a bin or a row without adding it
 to `tests` breaks the promise; so does any second look at a pane.
 
-Cost: O(8 J (4 K + K)) per pane, vectorised over windows, rows and bins: 0.6 ms at 20 columns on one core, nothing per
+Cost: O(8 J (4 K + K)) per pane, vectorised over windows, rows and bins: 0.8 ms at 20 columns on one core, nothing per
 event. Memory: 8 J B counts of the windows and about ten temporaries of 8 J K floats (20 columns: 0.5 MB); the ring
 itself is 129 J B 8 bytes.
 
@@ -23,15 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from detectors.arrays import Fold
 from detectors.binning import NumericBinning
-from detectors.reference import Arrays, Reference
+from detectors.faults import Fault, faults
+from detectors.profile import Profile
+from detectors.reference import Reference
 from detectors.ring import PANES_MAX, Ring
+from detectors.scores import Scores, Strongest
+from detectors.shift import Common, CommonShift
 
 __all__ = ["WINDOWS", "Ring", "Scan", "Scores"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+#: Evidence of drift and of faults.
+Parts = tuple[Floats, Floats]
 
 #: Window lengths in panes.
 WINDOWS = tuple(2**power for power in range(PANES_MAX.bit_length()))
@@ -44,62 +51,11 @@ BIN_EXCESS_MIN = 4.0
 SEVERE_SPREAD_FLOOR = 0.1
 #: Share of false names among those that an alarm names (Benjamini and Hochberg 1995).
 NAMES_FALSE_SHARE = 0.1
+#: Rarer false alarms cannot be promised: the tail of a sum of 20 events is not known so far out.
+PANES_PER_FALSE_ALARM_MAX = 1e15
+#: Faults are looked for from this far below the threshold on: where an alarm that stands is not over yet.
+FAULT_MARGIN = 1.0
 _Z95 = 1.96
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Strongest:
-    """Each row's strongest comparison at one tolerance, all (J,): the fields that `Scores` explains by the same names."""
-
-    best_window: Ints
-    window_events: Ints
-    effect: Floats
-    effect_lower: Floats
-    effect_upper: Floats
-    unit: tuple[str, ...]
-    what: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scores:
-    """What the scan says of one pane, for J rows and the 8 window lengths.
-
-    rows            : names of the rows
-    threshold       : the z that an alarm takes
-    score, severe   : largest z / threshold at the tolerance, and at the one of retraining; NaN when nothing takes part
-    z, z_severe     : (J, 8), largest over directions and bins; 0 where the window takes no part in the row
-    best_window     : (J,), panes of the window of the row's strongest comparison
-    window_events   : (J,), events in it
-    effect, effect_lower, effect_upper : (J,), that comparison's difference with its 95 % interval. It was chosen for
-                      being the largest, so it overstates; the intervals of later panes are honest
-    unit, what      : per row, "sd" (reference standard deviations) or "share" (of all events), and which comparison
-    quality, severe_quality : (J,), whether the row's strongest comparison speaks of data quality
-    state           : per row "drift", "quiet", "below_ignore" (sure, but too small) or "too_few_events"
-    named           : the rows that moved, strongest first
-    shortest, shortest_severe : panes of the shortest window above the threshold, 0 if there is none
-    strongest_severe : the comparisons that the severe score rests on; None where no row has severe evidence
-    """
-
-    rows: tuple[str, ...]
-    threshold: float
-    score: float
-    severe: float
-    z: Floats
-    z_severe: Floats
-    best_window: Ints
-    window_events: Ints
-    effect: Floats
-    effect_lower: Floats
-    effect_upper: Floats
-    unit: tuple[str, ...]
-    what: tuple[str, ...]
-    quality: Bools
-    severe_quality: Bools
-    state: tuple[str, ...]
-    named: tuple[int, ...]
-    shortest: int
-    shortest_severe: int
-    strongest_severe: Strongest | None = None
 
 
 class Scan:
@@ -108,16 +64,51 @@ class Scan:
     tolerance             : shifts below this many reference standard deviations are not worth an alarm
     retrain_above         : only shifts surely above this are severe
     panes_per_false_alarm : A, panes between false alarms on average when nothing drifts; 43,200 minutes are 30 days
+    max_false_alarms_per_events : the same knob per event, for streams that are fed by `update`: 1e-6 is one in a million.
+                            A then follows the usual size of the panes, by steps of a quarter
+    common_shift          : also test all means together (`shift`): a small shift of many columns is found sooner
+
+    A service keeps its own rings and calls the scan with one; in a notebook, `update` keeps one here.
     """
 
     windows = WINDOWS
 
     def __init__(self, reference: Reference, *, tolerance: float = 0.1, retrain_above: float = 0.3,
-                 panes_per_false_alarm: float = 43_200.0) -> None:
+                 panes_per_false_alarm: float = 43_200.0, max_false_alarms_per_events: float | None = None,
+                 common_shift: bool = False) -> None:
+        if not 0 <= tolerance <= retrain_above < np.inf:
+            raise ValueError(f"scan: expected 0 <= tolerance <= retrain_above, got {tolerance} and {retrain_above}; mend one")
+        rate = max_false_alarms_per_events
+        if not 1 <= panes_per_false_alarm <= PANES_PER_FALSE_ALARM_MAX or not (
+                rate is None or 1 / PANES_PER_FALSE_ALARM_MAX <= rate < 1):
+            raise ValueError(f"scan: expected panes_per_false_alarm of 1 to {PANES_PER_FALSE_ALARM_MAX:.0e} and a rate per event "
+                             f"between 0 and 1, got {panes_per_false_alarm} and {rate}; mend them")
+        self._rate, self._seen, self._common_shift = rate, (0, 0), common_shift
+        self._ring: Ring | None = None                  # made by the first `update`: a service has rings of its own
+        self._prepare(reference, tolerance, retrain_above, panes_per_false_alarm)
+
+    def update(self, profile: Profile) -> Scores:
+        """The scores after one more pane of a stream without gaps; `clear` forgets the panes before."""
+        self._ring = self._ring or Ring(self.reference)
+        self._ring.push(profile)                        # first: one of another reference is refused and changes nothing
+        if self._rate is not None:
+            events, panes = self._seen[0] + profile.events, self._seen[1] + 1
+            self._seen = events, panes
+            wanted = max(1.0, panes / (self._rate * max(events, 1)))
+            if not 0.8 <= wanted / self.panes_per_false_alarm <= 1.25:
+                self._prepare(self.reference, self.tolerance, self.retrain_above, wanted)
+        return self(self._ring)
+
+    def clear(self) -> None:
+        """Begin again without any pane, as after a change of the world that was accepted."""
+        self._ring = None
+
+    def _prepare(self, reference: Reference, tolerance: float, retrain_above: float, panes_per_false_alarm: float) -> None:
         arrays = reference.arrays
         rows, bins = arrays.c0.shape
         self.reference = reference
         self.tolerance, self.retrain_above = tolerance, retrain_above
+        self.panes_per_false_alarm = panes_per_false_alarm
         self.tests = 2 * len(WINDOWS) * (DIRECTIONS * rows + int(arrays.live.sum()))
         self.alpha = 1.0 / (panes_per_false_alarm * self.tests)
         self.threshold = float(-special.ndtri(self.alpha))
@@ -130,7 +121,11 @@ class Scan:
         self._reference_entropy = _x_log_x(arrays.c0) + _x_log_x(m - arrays.c0) - _x_log_x(m)
         self._row_tests = 2 * len(WINDOWS) * (DIRECTIONS + arrays.live.sum(axis=1))
         self._words = tuple(_words(reference, j) for j in range(rows))
-        self._fold = _Fold(arrays, reference.shape, bins)
+        self._ordinary, self._fault_bins, self._fault_speaks = _fault_bins(reference)
+        # One more comparison a window. `tests` counts both signs of bins that only count when they gain: these 16 of the
+        # places that are never used are its own.
+        self._common = CommonShift.of(reference) if self._common_shift else None
+        self._fold = Fold(arrays, reference.shape, bins)
 
     def smallest_visible_shift(self, window_events: float | None = None) -> Floats:
         """The shift of the mean, in reference s.d., that is found about surely, shape (J,).
@@ -151,11 +146,16 @@ class Scan:
             return self._silence()
         fine, _ = ring.windows(lengths)
         seen = self._compare(self._fold(fine), lengths)
-        alarm, severe, raw = (seen.best(tolerance, floored) for tolerance, floored in
-                              ((self.tolerance, False), (self.retrain_above, True), (0.0, False)))
-        return self._scores(seen, alarm, severe, raw)
+        alarm, severe, lasting, raw = (seen.best(tolerance, floored) for tolerance, floored in (
+            (self.tolerance, False), (self.retrain_above, True), (self.tolerance / 2, False), (0.0, False)))
+        common = None
+        if self._common is not None:
+            common = Common.of(self._common, seen, (self.tolerance, self.tolerance / 2, 0.0))
+            for part, z in zip((alarm, lasting, raw), common.z, strict=True):
+                part[0][:, -1] = np.maximum(part[0][:, -1], z)
+        return self._scores(seen, fine, alarm, severe[0], lasting, np.maximum(*raw), common)
 
-    def _compare(self, n: Floats, lengths: Ints) -> _Seen:
+    def _compare(self, n: Floats, lengths: Ints) -> Seen:
         """All comparisons of the scan counts `n`, shape (W, J, K), without a tolerance yet."""
         ref = self.reference.arrays
         events = n.sum(axis=2)                                                   # (W, J)
@@ -164,72 +164,141 @@ class Scan:
         variance = ref.g_directions * (1 / N + 1 / ref.m)[:, :, None]            # (W, J, 4)
         skew = ref.skew / (6 * np.sqrt(N[:, :, None] / ref.g_directions))
 
+        takes_part = events / self.reference.deff >= EFFECTIVE_EVENTS_MIN
+        strength, loss, floored_loss = self._bins(n, N, takes_part)
+        return Seen(lengths=lengths, n=n, events=events, takes_part=takes_part, difference=difference, variance=variance,
+                     skew=skew, nu_directions=self._nu_directions, strength=strength, loss=loss, floored_loss=floored_loss,
+                     fault_bins=self._fault_bins, fault_speaks=self._fault_speaks, ordinary=self._ordinary)
+
+    def _bins(self, n: Floats, N: Floats, takes_part: Bools) -> tuple[Floats, Floats, Floats]:
+        """Every bin's z without a tolerance, and what a tolerance of 1 takes from it, plain and floored; (W, J, K) each.
+
+        Logarithms are nearly all of a decision's cost, so they are taken only where a bin speaks: about half of them.
+        """
+        ref, cells = self.reference.arrays, self.reference.arrays.c0.size
         excess = n - N[:, :, None] * ref.p0                                      # (W, J, K)
-        pooled, deviance = self._deviance(n, N)
         # Padded bins never speak: their excess is 0. Bins that only count when they gain have no lower limit.
-        speaks = (excess >= BIN_EXCESS_MIN) | (excess <= self._loss_limit)
-        strength = np.sqrt(np.where(speaks, deviance, 0.0) * self._bin_scale)
-        spread = np.sqrt(pooled * (1 - pooled))
-        per_gap = strength * N[:, :, None] / np.maximum(np.abs(excess), BIN_EXCESS_MIN)
-        return _Seen(lengths=lengths, n=n, events=events,
-                     takes_part=events / self.reference.deff >= EFFECTIVE_EVENTS_MIN,
-                     difference=difference, variance=variance, skew=skew, nu_directions=self._nu_directions,
-                     strength=strength, loss=per_gap * spread,
-                     floored_loss=per_gap * np.maximum(spread, SEVERE_SPREAD_FLOOR))
+        speaks = ((excess >= BIN_EXCESS_MIN) | (excess <= self._loss_limit)) & takes_part[:, :, None]
+        at = np.flatnonzero(speaks)
+        cell, pair = at % cells, at // n.shape[2]                                # row and bin; window and row
+        total = N + ref.m
+        inside, pooled = n.ravel()[at], n.ravel()[at] + ref.c0.ravel()[cell]
+        constant = _x_log_x(total) - _x_log_x(N)
+        deviance = (_x_log_x(inside) + _x_log_x(N.ravel()[pair] - inside) - _x_log_x(pooled)
+                    - _x_log_x(total.ravel()[pair] - pooled) + constant.ravel()[pair] + self._reference_entropy.ravel()[cell])
+        z = np.sqrt(np.maximum(deviance, 0.0) * self._bin_scale.ravel()[cell])
+        share = pooled / total.ravel()[pair]
+        spread = np.sqrt(share * (1 - share))
+        per_gap = z * N.ravel()[pair] / np.abs(excess.ravel()[at])
+        strength, loss, floored = np.zeros((3, *n.shape))
+        strength.ravel()[at] = z
+        loss.ravel()[at] = per_gap * spread
+        floored.ravel()[at] = per_gap * np.maximum(spread, SEVERE_SPREAD_FLOOR)
+        return strength, loss, floored
 
     def _silence(self) -> Scores:
         """The scores where nothing takes part: no pane yet, or a reference too small for any decision."""
         J = len(self.reference.rows)
         none, zero, never = np.zeros((J, len(WINDOWS))), np.zeros(J), np.full(J, np.inf)
         return Scores(rows=self.reference.rows, threshold=self.threshold, score=float("nan"), severe=float("nan"),
-                      z=none, z_severe=none.copy(), best_window=np.zeros(J, np.int64), window_events=np.zeros(J, np.int64),
-                      effect=zero, effect_lower=-never, effect_upper=never, unit=("sd",) * J,
-                      what=tuple(words[0] for words in self._words), quality=np.zeros(J, bool),
-                      severe_quality=np.zeros(J, bool), state=("too_few_events",) * J, named=(), shortest=0,
-                      shortest_severe=0)
+                      z=none, z_quality=none.copy(), z_severe=none.copy(), z_lasting=none.copy(),
+                      z_lasting_quality=none.copy(), best_window=np.zeros(J, np.int64),
+                      window_events=np.zeros(J, np.int64), effect=zero, effect_lower=-never, effect_upper=never,
+                      test=np.zeros(J, np.int64), unit=("sd",) * J, what=tuple(words[0] for words in self._words),
+                      quality=np.zeros(J, bool), state=("too_few_events",) * J, named=())
 
-    def _scores(self, seen: _Seen, alarm: Floats, severe: Floats, raw: Floats) -> Scores:
-        """Collect the best comparisons of every window and row, each (W, J), into one answer per row."""
-        z, z_severe = _by_row(alarm), _by_row(severe)
-        top, top_severe, top_raw = z.max(axis=1), z_severe.max(axis=1), raw.max(axis=0)
+    def _scores(self, seen: Seen, fine: Ints, parts: Parts, severe: Floats, lasting: Parts, raw: Floats,
+                common: Common | None) -> Scores:
+        """Collect the best comparisons of every window and row, each (W, J), into one answer per row.
+
+        parts, lasting : drift, and the bins that only faults fill, at the tolerance and at half of it
+        common         : the shift of all columns together; it speaks in the last row, the joint spread
+        """
+        alarm = np.maximum(*parts)
+        z, z_quality, z_severe = _by_row(parts[0]), _by_row(parts[1]), _by_row(severe)
+        top, top_raw = alarm.max(axis=0), raw.max(axis=0)
         part: Bools = np.any(seen.takes_part, axis=0)
         known = bool(part.any())
-        score = float(top.max()) / self.threshold if known else float("nan")
 
         # A row that is sure to differ, but by too little, is described by its strongest comparison without tolerance.
         passes = (top > self.threshold) | ((top > 0) & (top_raw <= self.threshold))
         window = _strongest_window(np.where(passes, alarm, raw))
         test = seen.strongest_test(window, np.where(passes, self.tolerance, 0.0), floored=False)
-        severe_quality, strongest_severe = np.zeros(len(top), bool), None
-        if top_severe.any():                                                     # rare: the next lines cost a tenth
+        found = self._strongest(seen, window, test, top_raw > self.threshold)
+        if common is not None and raw[window[-1], -1] > 0 and common.z[2][window[-1]] >= raw[window[-1], -1]:
+            found = common.explained(found, int(window[-1]), self.reference)
+
+        # What a fault explains is no drift; what it does to joint rows is told by the column itself.
+        causes, faulty = self._faults(fine, _by_row(alarm)), np.zeros(len(top), bool)
+        faulty[list(causes)] = True
+        explained = self._explained(faulty)
+        z_lasting, z_lasting_quality = _by_row(lasting[0]), _by_row(lasting[1])
+        for drift, fault in ((z, z_quality), (z_lasting, z_lasting_quality)):
+            fault[faulty] = np.maximum(drift, fault)[faulty]
+            drift[faulty | explained] = fault[explained] = 0.0
+        z_severe[faulty | explained] = 0.0
+        evidence = np.maximum(z, z_quality)
+        named = self._named(evidence.max(axis=1))
+        score = float(evidence.max()) / self.threshold if known else float("nan")
+        strongest_severe = None
+        if z_severe.any():                                                       # rare: the next lines cost a tenth
             severe_window = _strongest_window(severe)
             severe_test = seen.strongest_test(severe_window, np.full(len(top), self.retrain_above), floored=True)
-            severe_quality = self._quality(seen, severe_window, severe_test) & (top_severe > 0)
-            strongest_severe = self._strongest(seen, severe_window, severe_test)
-        found = self._strongest(seen, window, test)
-        over, over_severe = (z > self.threshold).any(axis=0), (z_severe > self.threshold).any(axis=0)
-        named = self._named(top)
+            strongest_severe = self._strongest(seen, severe_window, severe_test, top_raw > self.threshold)
         return Scores(
             rows=self.reference.rows, threshold=self.threshold, score=score,
-            severe=float(top_severe.max()) / self.threshold if known else float("nan"),
-            z=z, z_severe=z_severe, best_window=found.best_window, window_events=found.window_events,
+            severe=float(z_severe.max()) / self.threshold if known else float("nan"),
+            z=z, z_quality=z_quality, z_severe=z_severe, z_lasting=z_lasting, z_lasting_quality=z_lasting_quality,
+            best_window=found.best_window, window_events=found.window_events,
             effect=found.effect, effect_lower=found.effect_lower, effect_upper=found.effect_upper,
-            unit=found.unit, what=found.what,
-            quality=self._quality(seen, window, test) & (top_raw > 0),
-            severe_quality=severe_quality,
-            state=self._states(top, top_raw, part, named if score > 1 else ()), named=named,
-            shortest=WINDOWS[int(over.argmax())] if over.any() else 0,
-            shortest_severe=WINDOWS[int(over_severe.argmax())] if over_severe.any() else 0,
+            test=found.test, unit=found.unit, what=found.what, quality=z_quality.max(axis=1) > z.max(axis=1), faults=causes,
+            state=self._states(np.where(explained, 0.0, top), top_raw, part, named if score > 1 else ()), named=named,
             strongest_severe=strongest_severe)
 
-    def _strongest(self, seen: _Seen, window: Ints, test: Ints) -> Strongest:
+    def _faults(self, fine: Ints, z: Floats) -> dict[int, Fault]:
+        """What broke in the rows whose evidence (J, 8) is near the threshold or above; few in any pane, mostly none.
+
+        Looked for in the shortest window that shows the change: longer ones mix it with what was before.
+        """
+        near = z > self.threshold - FAULT_MARGIN
+        causes = {}
+        for row in np.flatnonzero(near.any(axis=1)).tolist():   # turns: the rows that moved, 0.04 to 0.3 ms each
+            fault = faults(self.reference, row, fine[int(near[row].argmax()), row])
+            if fault is not None:
+                causes[row] = fault
+        return causes
+
+    def _explained(self, quality: Bools) -> Bools:
+        """The joint rows that a faulty column would move as well, (J,)."""
+        joint, explained = self.reference.joint, np.zeros(len(quality), bool)
+        if joint is not None and quality.any():
+            plain = np.flatnonzero(self.reference.is_plain)
+            explained[-joint.rows:] = joint.involves(quality[plain])
+        return explained
+
+    def _strongest(self, seen: Seen, window: Ints, test: Ints, moved: Bools) -> Strongest:
         """The comparisons (window, test) of every row in figures and words."""
         effect, half, is_bin = self._effect(seen, window, test)
         return Strongest(
             best_window=seen.lengths[window], window_events=seen.events[window, np.arange(len(window))].astype(np.int64),
-            effect=effect, effect_lower=effect - half, effect_upper=effect + half,
+            effect=effect, effect_lower=effect - half, effect_upper=effect + half, test=test,
             unit=tuple("share" if share else "sd" for share in is_bin.tolist()),
-            what=tuple(words[k] for words, k in zip(self._words, test.tolist(), strict=True)))
+            what=self._what(seen, window, test, moved))
+
+    def _what(self, seen: Seen, window: Ints, test: Ints, moved: Bools) -> tuple[str, ...]:
+        """What each row's comparison is called; a joint row that moved by the columns that matter most to it."""
+        words = [words[k] for words, k in zip(self._words, test.tolist(), strict=True)]
+        joint = self.reference.joint
+        if joint is not None:
+            first, plain = len(words) - joint.rows, np.flatnonzero(self.reference.is_plain)
+            for row in range(joint.rows - 1):                   # at most 12 turns; the spread is of all columns
+                j = first + row
+                if not moved[j]:
+                    continue
+                shift = seen.difference[window[j], plain, 0] if test[j] == 0 else None
+                names = [self.reference.rows[plain[c]] for c in joint.leading(row, shift)]
+                words[j] = "joint change of " + ", ".join(names)
+        return tuple(words)
 
     def _states(self, top: Floats, top_raw: Floats, part: Bools, named: tuple[int, ...]) -> tuple[str, ...]:
         """Why each row speaks or is quiet; a row that a standing alarm names is not called quiet."""
@@ -239,7 +308,7 @@ class Scan:
         state[list(named)] = "drift"
         return tuple(state.tolist())
 
-    def _effect(self, seen: _Seen, window: Ints, test: Ints) -> tuple[Floats, Floats, Bools]:
+    def _effect(self, seen: Seen, window: Ints, test: Ints) -> tuple[Floats, Floats, Bools]:
         """Difference and half its 95 % interval in each row's strongest comparison, and whether that is a bin's."""
         ref, j = self.reference.arrays, np.arange(len(test))
         r, k = np.minimum(test, DIRECTIONS - 1), np.maximum(test - DIRECTIONS, 0)
@@ -250,16 +319,6 @@ class Scan:
         variance = np.where(is_bin, share_variance, seen.variance[window, j, r])
         return np.where(is_bin, q - p, seen.difference[window, j, r]), _Z95 * np.sqrt(variance), is_bin
 
-    def _quality(self, seen: _Seen, window: Ints, test: Ints) -> Bools:
-        """Whether the strongest comparison is a fault's bin, or such bins gained more than half of the variation."""
-        ref, j = self.reference.arrays, np.arange(len(test))
-        gap = seen.n[window, j] / np.maximum(seen.events[window, j], 1.0)[:, None] - ref.p0      # (J, K)
-        gained = (np.maximum(gap, 0) * ref.fault).sum(axis=1)
-        variation = np.abs(gap).sum(axis=1) / 2
-        winner_is_fault = (test >= DIRECTIONS) & ref.fault[j, np.maximum(test - DIRECTIONS, 0)]
-        quality: Bools = winner_is_fault | (gained > variation / 2)
-        return quality
-
     def _named(self, top: Floats) -> tuple[int, ...]:
         """Rows that moved, strongest first, a tenth of them false; if an alarm stands, at least the strongest."""
         named = benjamini_hochberg(np.minimum(1.0, self._row_tests * special.ndtr(-top)))
@@ -267,21 +326,12 @@ class Scan:
             named = np.array([top.argmax()])
         return tuple(named[np.argsort(-top[named], kind="stable")].tolist())
 
-    def _deviance(self, n: Floats, N: Floats) -> tuple[Floats, Floats]:
-        """`bin_deviance` of all windows and rows, with what is known of the reference taken from the preparation."""
-        ref = self.reference.arrays
-        totals = np.stack([N, N + ref.m])                                        # (2, W, J)
-        x = np.empty((2, 2, *n.shape))
-        x[0, 0], x[1, 0] = n, n + ref.c0
-        np.subtract(totals[..., None], x[:, 0], out=x[:, 1])
-        inside, whole = _x_log_x(x).sum(axis=1), _x_log_x(totals)
-        constant = (whole[1] - whole[0])[:, :, None] + self._reference_entropy
-        return x[1, 0] / totals[1][:, :, None], inside[0] - inside[1] + constant
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
+class Seen:
     """The comparisons of one pane: lengths (W,), events and takes_part (W, J), the others (W, J, 4 or K).
+
+    fault_bins, fault_speaks (J, 3), ordinary (J, K) : bins that speak of data quality; 1.0 where that is one, and where not
 
     A bin's z at a tolerance t is `strength - t loss`: the share of its evidence that lies within the tolerance is lost.
     """
@@ -297,14 +347,18 @@ class _Seen:
     strength: Floats
     loss: Floats
     floored_loss: Floats
+    fault_bins: Ints
+    fault_speaks: Floats
+    ordinary: Floats
 
-    def best(self, tolerance: float, floored: bool) -> Floats:
-        """Largest z over directions and bins, shape (W, J), 0 where the window takes no part in the row."""
+    def best(self, tolerance: float, floored: bool) -> tuple[Floats, Floats]:
+        """Largest z over directions and ordinary bins, and over the bins of faults; (W, J), 0 where a row takes no part."""
         z1 = direction_z(self.difference, self.variance, self.skew, tolerance) * self.nu_directions
         loss = self.floored_loss if floored else self.loss
         z2 = self.strength - tolerance * loss if tolerance else self.strength
-        best: Floats = np.maximum(z1.max(axis=2), z2.max(axis=2)) * self.takes_part
-        return best
+        of_faults = (z2[:, np.arange(z2.shape[1])[:, None], self.fault_bins] * self.fault_speaks).max(axis=2)
+        drift = np.maximum(z1.max(axis=2), (z2 * self.ordinary).max(axis=2))
+        return drift * self.takes_part, np.maximum(of_faults, 0.0) * self.takes_part
 
     def strongest_test(self, window: Ints, tolerance: Floats, *, floored: bool) -> Ints:
         """Index among directions and bins of each row's largest z in its window, shape (J,); the mean if all are 0."""
@@ -315,24 +369,18 @@ class _Seen:
         return best
 
 
-class _Fold:
-    """Sums of consecutive fine bins into scan bins, for all rows and windows in two numpy calls."""
+def _fault_bins(reference: Reference) -> tuple[Floats, Ints, Floats]:
+    """Which bins are no fault's, (J, K), 1.0; the places of those that are, (J, 3); and which of these count, 1.0.
 
-    def __init__(self, arrays: Arrays, shape: tuple[int, int], bins: int) -> None:
-        starts, targets = [], []
-        for j, scan_of_fine in enumerate(arrays.scan_of_fine):  # turns: the rows, once per scan
-            first = np.flatnonzero(np.diff(scan_of_fine, prepend=-1))
-            starts.append(j * shape[1] + first)
-            targets.append(j * bins + scan_of_fine[first])
-        # Padding on the right of a row joins its last bin: it holds no counts.
-        self._starts, self._targets = np.concatenate(starts), np.concatenate(targets)
-        self._rows, self._bins = shape[0], bins
-
-    def __call__(self, fine: Ints) -> Floats:
-        """Scan counts (W, J, K) of fine counts (W, J, B)."""
-        scan = np.zeros((len(fine), self._rows * self._bins))
-        scan[:, self._targets] = np.add.reduceat(fine.reshape(len(fine), -1), self._starts, axis=1)
-        return scan.reshape(len(fine), self._rows, self._bins)
+    A value out of range, unseen or missing is a fault of a column's data. In rows that are computed only missing is: they
+    have no values that were never seen, only combinations; and joint rows are never missing.
+    """
+    fault = reference.arrays.fault.copy()
+    fault[~reference.is_plain, 1:] = False
+    fault[[column is None for column in reference.column_of_row], 0] = False
+    places = np.argsort(~fault, axis=1, kind="stable")[:, :3]
+    ordinary: Floats = (~fault).astype(np.float64)
+    return ordinary, places.astype(np.int64), np.take_along_axis(fault, places, axis=1).astype(np.float64)
 
 
 def direction_z(difference: Floats, variance: Floats, skew: Floats, tolerance: float | Floats) -> Floats:
@@ -386,6 +434,9 @@ def _strongest_window(best: Floats) -> Ints:
 def _words(reference: Reference, j: int) -> tuple[str, ...]:
     """What the comparisons of row j are called: four directions, then its scan bins."""
     row = reference.records[j]
+    if reference.joint is not None and j >= len(reference.records) - reference.joint.rows:
+        last = j == len(reference.records) - 1
+        return ("joint spread" if last else "joint change",) * (DIRECTIONS + row.binning.scan_bins)
     numeric = isinstance(row.binning, NumericBinning)
     directions = ("mean", "spread", "shape", "shape") if numeric else ("level mix",) * DIRECTIONS
     return (*directions, *row.binning.scan_words())

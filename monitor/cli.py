@@ -1,7 +1,7 @@
 """The command `tidemark`: reads the arguments, calls one command, prints one line for every error that a user can mend.
 
 Exit codes: 0 done · 1 the work failed (source or state lost, loop not closed) · 2 wrong configuration, flag or file ·
-3 drift found (`check`, `replay --fail-on-alarm`) · 130 interrupted.
+3 drift found (`check`, `replay --fail-on-alarm`) or too many false alarms (`selftest`) · 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from typing import NoReturn
 
 from monitor.errors import CheckpointRefused, ConfigError, ReferenceMismatch, TidemarkError, one_line
 
-#: Command -> (what it does, the module that defines `arguments(parser)` and `run(args) -> int`).
+#: Command -> (what it does, the module that defines `arguments(parser)` and `run(args) -> int`). The module is named as text
+#: and imported when asked for, so a command may live above this layer, as `render` does.
 COMMANDS = {
     "demo": ("the whole loop on embedded parts: drift, alarm, retraining, promotion, quiet again", "monitor.demo.command"),
     "run": ("watch the models of a configuration", "monitor.commands.run"),
     "fit": ("make a reference from data that a model was accepted on", "monitor.commands.fit"),
     "check": ("compare data with a reference once; exit code 3 means drift", "monitor.commands.check"),
     "replay": ("what would have been alarmed and launched on past data, without launching", "monitor.commands.replay"),
+    "selftest": ("false alarms and delays of a configuration, by simulation from its own reference", "monitor.commands.selftest"),
     "check-config": ("say in sentences what a configuration will do", "monitor.commands.check_config"),
     "explain": ("why a model is quiet, or is not", "monitor.commands.explain"),
     "triggers": ("list the retrainings that were decided; approve or reject a proposed one", "monitor.commands.triggers"),
+    "render": ("rules and dashboards as files, for Prometheus and Grafana", "dashboards.command"),
+    "dashboards": ("write folder, dashboards and the marks of what happened to a Grafana", "monitor.commands.dashboards"),
     "doctor": ("is everything that the configuration names reachable, and with which rights?", "monitor.commands.doctor"),
 }
 

@@ -84,7 +84,7 @@ class SchemaColumn(Struct, forbid_unknown_fields=True, frozen=True):
     """Where one column sits in a message and what it is; what is not said comes from the reference."""
 
     path: str | None = None
-    kind: Literal["numeric", "category", "boolean"] | None = None
+    kind: Literal["numeric", "category", "boolean", "embedding", "text"] | None = None
     role: Literal["input", "prediction", "score", "path", "label"] | None = None
     aliases: list[str] = field(default_factory=list)
 
@@ -110,7 +110,16 @@ class AlarmPolicy(Struct, forbid_unknown_fields=True, frozen=True):
     """The one knob: how many false alarms you accept, and what is too small to matter."""
 
     max_false_alarms: str = "1 per 30 days"
+    method: Literal["scan", "esr"] = "scan"
     ignore_below: Annotated[float, Meta(ge=0, le=3)] = 0.1
+
+
+class Quality(Struct, forbid_unknown_fields=True, frozen=True):
+    """Data faults that no column shows: records that cannot be read, and too many, too few or no events."""
+
+    max_refused_share: Annotated[float, Meta(ge=0, lt=1)] | None = 0.001
+    volume_factor: Annotated[float, Meta(ge=2)] | None = 10.0
+    silent_panes: Positive | None = 10
 
 
 class LocalLauncher(Struct, forbid_unknown_fields=True, frozen=True, tag="local", tag_field="type"):
@@ -176,6 +185,18 @@ class Retrain(Struct, forbid_unknown_fields=True, frozen=True):
     promote: FilePromotion | None = None
 
 
+class Detector(Struct, forbid_unknown_fields=True, frozen=True):
+    """A further detector that is computed and shown; it raises no alarm and starts no retraining."""
+
+    name: Text
+    columns: list[Text] = field(default_factory=list)
+    threshold: float | None = None
+    every_panes: Annotated[int, Meta(ge=1, le=10_080)] = 1
+    window_panes: Annotated[int, Meta(ge=1, le=128)] = 16
+    sample_rows: Annotated[int, Meta(ge=10, le=10_000)] = 200
+    options: dict[str, bool | int | float | str] = field(default_factory=dict)
+
+
 class Monitor(Struct, forbid_unknown_fields=True, frozen=True):
     """One model to watch."""
 
@@ -186,7 +207,20 @@ class Monitor(Struct, forbid_unknown_fields=True, frozen=True):
     schema: Schema = field(default_factory=Schema)
     pane: Pane = field(default_factory=Pane)
     alarm: AlarmPolicy = field(default_factory=AlarmPolicy)
+    quality: Quality = field(default_factory=Quality)
     retrain: Retrain | None = None
+    detectors: list[Detector] = field(default_factory=list)
+
+
+class Grafana(Struct, forbid_unknown_fields=True, frozen=True):
+    """The Grafana that `tidemark dashboards push` writes to; the running service never asks it for anything."""
+
+    url: str | None = None
+    token_file: str | None = None
+    ca_file: str | None = None
+    prometheus_url: str | None = None
+    service_url: str | None = None
+    folder: Text = "tidemark"
 
 
 class Config(Struct, forbid_unknown_fields=True, frozen=True):
@@ -197,6 +231,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     kafka: Kafka = field(default_factory=Kafka)
     files: Files = field(default_factory=Files)
     limits: Limits = field(default_factory=Limits)
+    grafana: Grafana = field(default_factory=Grafana)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -295,6 +330,7 @@ def _refuse_contradictions(config: Config) -> None:
             )
         seen[monitor.model] = index
         budget(monitor.alarm.max_false_alarms, f"{where}.alarm.max_false_alarms")
+        _refuse_repeated(monitor.detectors, f"{where}.detectors")
         panes = -(-monitor.pane.lateness_seconds // monitor.pane.seconds) + 2
         if panes > config.limits.open_panes:
             raise ConfigError(
@@ -309,6 +345,20 @@ def _refuse_contradictions(config: Config) -> None:
         if retrain is not None and isinstance(retrain.launcher, LocalLauncher) and not any(retrain.launcher.command[:1]):
             raise ConfigError(f"{where}.retrain.launcher.command: expected the trainer's command as a list, got []; "
                               "name the program")
+
+
+def _refuse_repeated(detectors: list[Detector], where: str) -> None:
+    """Detectors and columns that are named twice: their series could not be told apart."""
+    seen: dict[str, int] = {}
+    for index, detector in enumerate(detectors):
+        if detector.name in seen:
+            raise ConfigError(f"{where}[{index}].name: expected a detector that is named once, got {detector.name!r} as in "
+                              f"{where}[{seen[detector.name]}]; put their columns together")
+        seen[detector.name] = index
+        for place, column in enumerate(detector.columns):
+            if column in detector.columns[:place]:
+                raise ConfigError(f"{where}[{index}].columns[{place}]: expected each column once, got {column!r} again; "
+                                  "remove one")
 
 
 def _refuse_half_security(security: Security) -> None:
@@ -336,8 +386,8 @@ def listen_address(text: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
-def state_path(text: str) -> Path:
-    """The file of `service.state`: sqlite:///relative or sqlite:////absolute."""
+def state_path(text: str, where: str = "service.state") -> Path:
+    """The file of `service.state`, or of a flag: sqlite:///relative or sqlite:////absolute."""
     if not text.startswith("sqlite:///") or len(text) <= len("sqlite:///"):
-        raise ConfigError(f"service.state: expected sqlite:///PATH (four slashes for an absolute path), got {text!r}; mend it")
+        raise ConfigError(f"{where}: expected sqlite:///PATH (four slashes for an absolute path), got {text!r}; mend it")
     return Path(text.removeprefix("sqlite:///"))

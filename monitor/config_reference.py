@@ -21,6 +21,7 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "kafka": ("", "The brokers to read from; either this or `files`."),
         "files": ("", "Files to read instead of Kafka."),
         "limits": ("", "Bounds that protect the process."),
+        "grafana": ("", "Where `tidemark dashboards push` writes dashboards and the marks of what happened."),
     },
     "Service": {
         "listen": ("", "HOST:PORT of metrics, probes and API; port 0 takes a free one. The default is reachable from this "
@@ -69,6 +70,17 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "paths": ("", "Parquet, CSV or JSON lines files, read in this order as one partition each. The service ends when "
                       "they are read."),
     },
+    "Grafana": {
+        "url": ("", "Its address, with the sub-path where there is one. None: `--url` gives it, or nothing is pushed."),
+        "token_file": ("", "File with the token of a service account: role Editor, or Admin where a data source is made. "
+                           "Tokens never stand in this file."),
+        "ca_file": ("", "Certificates (PEM) that Grafana's is checked against; without one, those that come with the client."),
+        "prometheus_url": ("", "Address of Prometheus as Grafana reaches it; a data source of its own is made for it. None: the "
+                               "dashboards use one that is there, as most installations have."),
+        "service_url": ("", "Address at which people reach this service, for the dashboards' links to reports. None: the "
+                            "variable `Service address` at a dashboard's top says it."),
+        "folder": ("", "Title of the folder of the dashboards, if it has to be made; one that is there keeps its title."),
+    },
     "Limits": {
         "message_bytes": ("bytes", "A larger record is refused unread, with the reason `too_large`. 1 MiB is what a broker "
                                    "takes by default."),
@@ -94,7 +106,27 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "schema": ("", "Where the columns stand in a message. By default each is a top-level key of its own name."),
         "pane": ("", "How event time is cut."),
         "alarm": ("", "How many false alarms are accepted, and what is too small to matter."),
+        "quality": ("", "Faults of the data that no column shows."),
         "retrain": ("", "When to retrain and how; without it tidemark watches and retrains nothing."),
+        "detectors": ("", "Further detectors to show beside the decision, by name. None: the decision needs none of them."),
+    },
+    "Detector": {
+        "name": ("", "What is computed: a distance or test on counts (`psi`), a joint one on rows (`mmd`), `evidently:` and "
+                     "one of its tests, `cusum` or `river:` and one of its classes on a series. Each once per monitor; "
+                     "`docs/detectors.md` lists them. A distance that is shown anyway is then shown for these columns and "
+                     "this window only."),
+        "columns": ("", "Columns to look at; `error` is the series of the model's errors, where events carry a label. None: "
+                        "all columns that the detector fits."),
+        "threshold": ("as the score", "Score from which on it is shown as drift. None: its authors' own, where they have one. "
+                                      "Nothing else comes of it: neither an alarm nor a retraining."),
+        "every_panes": ("panes", "It is computed when a pane of which this is a divisor ends. 1: as often as the decision; "
+                                 "take more for what takes seconds."),
+        "window_panes": ("panes", "It looks at the latest so many. 16 are calm enough to read and follow a change within a "
+                                  "quarter of an hour, at panes of a minute."),
+        "sample_rows": ("rows", "Rows that are kept of each pane, if it needs rows, chosen by a hash of their offsets. 200, of "
+                                "which 16 panes make 3,200: more say little more, and cost time and disk. The largest of a "
+                                "monitor's detectors holds."),
+        "options": ("", "Its own parameters by name, such as `delta` of `river:ADWIN`. None: its authors' defaults."),
     },
     "Schema": {
         "prefix": ("", "Dotted path of the object that holds the columns, such as `features`. None: columns are top-level "
@@ -108,7 +140,9 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "SchemaColumn": {
         "path": ("", "Dotted path of the value; a dot within a key is written `\\.`. By default `schema.prefix`, then the "
                      "column's name as one key."),
-        "kind": ("", "What the value is. By default what the reference was fitted on; another kind is refused."),
+        "kind": ("", "What the value is: a number, one of several levels, true or false, an `embedding` (a list of as many "
+                     "numbers as the reference's vectors have) or `text` to read (watched by its length, words and "
+                     "vocabulary). By default what the reference was fitted on; another kind is refused."),
         "role": ("", "What the column is for. By default the reference's; `label` adds a column that is kept for "
                      "retraining and not watched."),
         "aliases": ("", "Further paths, tried in order where the first is missing: for keys that were renamed."),
@@ -120,10 +154,24 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "lateness_seconds": ("seconds", "How long a pane waits for late events after its end. 120: producers that batch for "
                                         "a minute are still in time; an event that comes later joins the open pane."),
     },
+    "Quality": {
+        "max_refused_share": ("", "Share of records that may be refused (another type, not JSON, no event time ...) before an "
+                                  "alarm of kind `quality` is raised; it must surely be exceeded. 0.001: single broken records "
+                                  "are nobody's concern, one in a thousand is a producer that changed. `null`: no alarm."),
+        "volume_factor": ("", "How many times fewer or more events than usual raise an alarm: than the median of the last 7 "
+                              "days (10,080 panes at most), and than at the same time yesterday and a week ago. 10, because "
+                              "traffic that is a fifth or fivefold is often real. `null`: no alarm."),
+        "silent_panes": ("panes", "Panes without any event that raise an alarm, where events were to be expected. 10: shorter "
+                                  "pauses are restarts and deployments. `null`: no alarm."),
+    },
     "AlarmPolicy": {
         "max_false_alarms": ("", "False alarms you accept when nothing drifts, over all columns, windows and looks "
                                  "together: `1 per 30 days`, or `1 per 1000000 events`. Once a month is rare enough to be "
                                  "read and frequent enough to keep the threshold low."),
+        "method": ("", "What raises alarms. `scan` compares the windows of the last 1 to 128 panes with the reference; `esr` "
+                       "bets against the reference pane by pane and promises the rate of false alarms by a theorem, for "
+                       "independent events, at a longer delay for weak shifts. Effect, columns and severity come from the "
+                       "scan's windows either way."),
         "ignore_below": ("reference standard deviations", "Movements surely smaller than this are no alarm, however certain. "
                                                           "0.1 is a PSI of about 0.01: visible with enough events, and "
                                                           "harmless to nearly every model."),

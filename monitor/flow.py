@@ -3,6 +3,8 @@
     Part, Batch      records as a source gave them, with their offsets           ingest  -> decode
     Rows             decoded events of one monitor as columns                    decode  -> state
     Window           a closed pane, ready to be judged                           state   -> decide
+    Sample           some rows of a pane, for detectors that take rows           state   -> decide
+    Reading          what a detector that only observes says                     decide  -> expose
     Alarm            our decision, raised or cleared                             decide  -> retrain, expose
     Launch           one training job and its life                               retrain -> state, expose
 
@@ -23,6 +25,8 @@ from detectors.profile import Profile
 from detectors.scan import Scores
 
 TopicPartition = tuple[str, int]
+#: Values by column: float64 with NaN for missing, or texts with None for missing.
+Columns = Mapping[str, NDArray[np.float64] | Sequence[str | None]]
 
 #: Why an event was refused: the whole, closed list, so that `reason` is a bounded label.
 REASONS = (
@@ -137,6 +141,28 @@ class Rows:
         return len(self.offsets)
 
 
+#: Longest text that is kept of one value in a sample: telling categories apart takes less.
+TEXT_CHARACTERS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Some rows of one pane, drawn by a hash of their place in the topic (`state.sample`).
+
+    keys : uint64 (n,), the hashes      partitions, offsets, times : int64 (n,)
+    columns : values of the watched columns and labels that a detector asked for, each of length n
+    """
+
+    keys: NDArray[np.uint64]
+    partitions: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    times: NDArray[np.int64]
+    columns: Columns
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A pane that event time has passed: decided once, never again.
@@ -144,6 +170,10 @@ class Window:
     pane       : its number, floor(event time / pane seconds)     start, end : seconds since 1970
     profile    : counts of the pane (empty panes have zero counts)
     skipped    : empty panes between the previous one and this
+    sample     : some of its rows in the order of (time, partition, offset); None where no detector asks for rows
+    refused    : records that were refused while this pane was open, by reason (tombstones are no fault and not among them)
+    in_a_row   : the most of them in one partition without a readable record between
+    unseen     : of each category column, up to 20 levels that the reference has never seen, with their events
     """
 
     model: str
@@ -154,9 +184,14 @@ class Window:
     end: float
     profile: Profile
     skipped: int = 0
+    sample: Sample | None = None
+    refused: Mapping[str, int] = field(default_factory=dict)
+    in_a_row: int = 0
+    unseen: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 AlarmState = Literal["raised", "severe", "cleared"]
+AlarmKind = Literal["drift", "quality"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +206,7 @@ class Mover:
     evidence: float                                 # z over threshold: 1 is an alarm
     what: str                                       # "mean", "spread", "shape", "bin [3.1, 4.0)", "missing", "unseen" ...
     unit: Literal["sd", "share"] = "sd"
+    words: str = ""                                 # of a fault of the data: what broke, in one sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +214,13 @@ class Alarm:
     """A change of our decision about one stream: raised, severe (worth a retraining) or cleared.
 
     episode : number of the alarm of this model and version, rising; raised, severe and cleared share it
-    kind    : `drift`, or `quality` (missing, unseen, out of range), which never starts a retraining
+    kind    : `drift`, or `quality` (missing, unseen, out of range, constant, another unit), which never starts a retraining;
+              each has its own episodes, so that a fault which stands hides no drift
     since   : start of the shortest window that shows it, seconds since 1970
     at      : end of the pane that decided, seconds since 1970
+    cause   : of an alarm that rests on no column: `wrong_type` (records refused) or `volume`, each with its own episodes;
+              empty where columns moved
+    words   : what happened, in one sentence, where `cause` is given
     """
 
     model: str
@@ -188,7 +228,7 @@ class Alarm:
     segment: str
     episode: int
     state: AlarmState
-    kind: Literal["drift", "quality"]
+    kind: AlarmKind
     score: float                                    # 1 = alarm threshold
     severe_score: float                             # 1 = retraining threshold
     since: float
@@ -199,6 +239,8 @@ class Alarm:
     movers: tuple[Mover, ...] = ()
     reference_adequate: bool = True
     reason: str = ""                                # of a clearing: "quiet", "new reference"
+    cause: str = ""
+    words: str = ""
 
 
 LaunchState = Literal[
@@ -214,6 +256,7 @@ class Launch:
 
     id      : 12 hex digits of sha256(model, version, episode): asking twice is one job
     steps   : (state, seconds since 1970) in the order they happened
+    columns : JSON, name, kind and role of every watched column and label: what the trainer works on
     offsets : next offset per partition when the launch was decided: the data reaches up to there
     """
 
@@ -232,6 +275,7 @@ class Launch:
     retry_at: float = 0.0                           # not before this time
     data_uri: str = ""
     output_uri: str = ""
+    columns: str = ""
     champion: float | None = None                   # quality on the held-back events
     challenger: float | None = None
     difference: float | None = None                 # challenger - champion, with its interval
@@ -275,6 +319,30 @@ class Clock(Protocol):
 
     def __call__(self) -> float:
         """Seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one further detector last said of one column: shown, and nothing else.
+
+    column    : the column, or what stands for several (`__joint__`) or for the errors (`error`)
+    pane, end : the pane that it belongs to, and its end in seconds since 1970
+    score     : higher is more drift, in the detector's own unit; NaN where it could not be told
+    drift     : its own verdict; None where neither it nor the configuration has a threshold
+    null      : 95 % point of the score without drift at the window's size, where that is known
+    corrected : the score with its mean without drift taken off, for distances on counts
+    """
+
+    detector: str
+    column: str
+    role: str
+    pane: int
+    end: float
+    score: float
+    drift: bool | None = None
+    threshold: float | None = None
+    null: float | None = None
+    corrected: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

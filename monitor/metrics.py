@@ -50,6 +50,18 @@ STATES: Mapping[str, str] = {
 ALARM_KINDS = ("drift", "quality")
 ALARM_STATES = ("raised", "severe", "cleared")
 
+#: What an alarm rests on.
+ALARM_CAUSES: Mapping[str, str] = {
+    "columns": "columns moved, or a fault stands in them",
+    "wrong_type": "too many records are refused",
+    "volume": "too few, too many or no events",
+}
+#: Every alarm that can be open: its kind, its cause and how far it has come. A severe one is raised, too.
+ALARM_PLACES = (
+    ("drift", "columns", "raised"), ("drift", "columns", "severe"), ("quality", "columns", "raised"),
+    ("quality", "wrong_type", "raised"), ("quality", "volume", "raised"),
+)
+
 #: Every record that was read ends in exactly one outcome: their sum is the number of records that went past.
 OUTCOMES: Mapping[str, str] = {
     "counted": "it is in a pane; the reason is `none`",
@@ -72,11 +84,12 @@ LABELS: Mapping[str, str] = {
     "model": "`monitors[].model`; one value per monitor",
     "version": "version of the model whose reference is used; the old one leaves at cut-over",
     "segment": "named part of the traffic with its own counts and reference",
-    "role": f"role of the column (`input`, `prediction`, `score`, `path`, `joint` for several), or `{OTHER}`",
+    "role": f"role of the column (`input`, `prediction`, `score`, `path`, `joint` for several, `label` for errors), or `{OTHER}`",
     "column": f"column of the reference; those beyond the series budget are one `{OTHER}`",
-    "detector": "one of the detectors below",
+    "detector": "one of the detectors below, or a name in `monitors[].detectors`",
     "state": "one of a closed list, see the metric",
     "kind": "`drift`, or `quality` (missing, unseen, out of range)",
+    "cause": "what an alarm rests on: `columns`, `wrong_type` or `volume`",
     "bin": "bin of the reference, by its edges or its category",
     "of": "`reference` or `window`",
     "outcome": "one of a closed list, see the metric",
@@ -145,6 +158,28 @@ WINDOW_EVENTS = Metric(
     "tidemark_window_events", "gauge", _STREAM, "events",
     "Events in the window that the distances and the bin shares are taken from.")
 
+# ---- what further detectors say, which decides nothing -------------------------------------------------------------
+DETECTOR_DRIFT = Metric(
+    "tidemark_detector_drift", "gauge", (*_STREAM, "column", "detector"), "0 or 1",
+    "Whether a configured detector calls its latest pane drift, at its own or the configured threshold; "
+    "it raises no alarm and starts no retraining.", always=False)
+SCORE_NULL = Metric(
+    "tidemark_score_null", "gauge", (*_STREAM, "role", "column", "detector"), "as the score",
+    "95 % point of a configured detector's score without drift, for a window of the present size.", always=False)
+SCORE_CORRECTED = Metric(
+    "tidemark_score_corrected", "gauge", (*_STREAM, "role", "column", "detector"), "as the score",
+    "Score of a configured distance on counts with its mean without drift taken off, never negative: "
+    "the same threshold suits windows of any size.", always=False)
+DETECTOR_PANE = Metric(
+    "tidemark_detector_pane_timestamp_seconds", "gauge", (*_STREAM, "detector"), "seconds since 1970",
+    "End of the latest pane that a configured detector has judged, in event time.", always=False)
+DETECTOR_SKIPPED = Metric(
+    "tidemark_detector_skipped_total", "counter", ("model", "detector"), "panes",
+    "Panes that a detector on rows did not judge, because a newer one was there before it had begun.", always=False)
+DETECTOR_FAILURES = Metric(
+    "tidemark_detector_failures_total", "counter", ("model", "detector"), "failures",
+    "Times that a configured detector failed on a column; the log has the first of each kind.", always=False)
+
 # ---- what was decided ----------------------------------------------------------------------------------------------
 STATE = Metric(
     "tidemark_state", "gauge", (*_STREAM, "state"), "0 or 1",
@@ -152,6 +187,17 @@ STATE = Metric(
 ALARMS = Metric(
     "tidemark_alarms_total", "counter", (*_STREAM, "kind", "state"), "alarms",
     "Alarms raised, made severe and cleared.", values=ALARM_STATES)
+ALARM_OPEN = Metric(
+    "tidemark_alarm_open", "gauge", (*_STREAM, "kind", "cause", "state"), "0 or 1",
+    "Whether an alarm of this kind and cause is open; a severe one is raised, too.", values=("raised", "severe"))
+ALARM_SINCE = Metric(
+    "tidemark_alarm_since_timestamp_seconds", "gauge", (*_STREAM, "kind", "cause", "state"), "seconds since 1970",
+    "Event time since which an open alarm is seen: the start of the shortest window that raised it.",
+    values=("raised", "severe"), always=False)
+ALARM_EPISODE = Metric(
+    "tidemark_alarm_episode", "gauge", (*_STREAM, "kind", "cause", "state"), "number",
+    "Number of an open alarm's episode, by which its report and its launch are found.",
+    values=("raised", "severe"), always=False)
 LAST_EVALUATION = Metric(
     "tidemark_last_evaluation_timestamp_seconds", "gauge", ("model",), "seconds since 1970",
     "Wall-clock time at which a pane of this model was last judged.")
@@ -194,6 +240,9 @@ LAUNCH_STATE = Metric(
     "tidemark_launch_state", "gauge", ("model", "launcher", "state"), "0 or 1",
     "State of the model's latest launch: 1 for the one it is in, 0 for the others; all 0 before the first launch.",
     values=LAUNCH_STATES, always=False)
+LAUNCH_STATE_AT = Metric(
+    "tidemark_launch_state_timestamp_seconds", "gauge", ("model", "launcher"), "seconds since 1970",
+    "Wall-clock time at which the model's latest launch came into its state.", always=False)
 RETRAIN_BUDGET = Metric(
     "tidemark_retrain_budget_remaining", "gauge", ("model",), "launches",
     "Launches that `retrain.max_per_week` still allows in the running week.", always=False)

@@ -21,21 +21,25 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import numpy as np
 
-from detectors.distances import display
+from detectors.comparison import display
 from detectors.profile import Profile
 from detectors.scan import Scan, Scores
+from monitor.decide.observe import Observer
+from monitor.decide.plan import Plan
 from monitor.decide.policy import Judge, Policy, PolicyState
-from monitor.errors import TidemarkError
+from monitor.decide.quality import QualityChecks, commonest, named_unseen
+from monitor.errors import ConfigError, TidemarkError
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Inbox
-from monitor.expose.snapshot import MonitorStatus, ServiceSnapshot
-from monitor.flow import Alarm, Batch, Clock, Evaluation, Launch, Rows, Source, TopicPartition, Window
+from monitor.expose.snapshot import MonitorStatus, OpenAlarm, ServiceSnapshot
+from monitor.flow import Alarm, Batch, Clock, Evaluation, Launch, Rows, Sample, Source, TopicPartition, Window
 from monitor.ingest.deadletters import DeadLetters
 from monitor.retrain.launch import Retraining
 from monitor.retrain.ledger import decision_to_json, launch_to_json
 from monitor.retrain.trigger import Trigger
 from monitor.state.capture import Capture
-from monitor.state.panes import NO_PANE, Panes, Stream
+from monitor.state.panes import NO_PANE, SEGMENT, Panes, Stream
+from monitor.state.sample import Sampling
 from monitor.state.store import Store
 
 log = logging.getLogger("tidemark")
@@ -101,9 +105,12 @@ class Stages:
     inbox: Inbox = field(default_factory=Inbox)
     launching: bool = True                          # replay decides but starts nothing
     on_evaluation: Callable[[Evaluation], None] | None = None
+    quality: QualityChecks | None = None            # faults that no column shows
+    observer: Observer | None = None                # further detectors, where any are configured
     latest: dict[str, Evaluation] = field(default_factory=dict)
     alarms: list[Alarm] = field(default_factory=list)
     decided: dict[str, dict[int, Profile]] = field(default_factory=dict)
+    sampled: dict[str, dict[int, Sample]] = field(default_factory=dict)     # kept rows of the decided panes
     new_alarms: list[Alarm] = field(default_factory=list)
     retried: dict[str, int] = field(default_factory=dict)
     unshown: set[str] = field(default_factory=set)
@@ -114,13 +121,17 @@ class Stages:
 
     def run(self) -> None:
         """Follow the source until it ends or `stop` was called; the last checkpoint is written either way."""
-        run(self._until_stopped(), self._decode, self.panes, self._scan, self.policy, self.publish, self.offer,
+        run(self._until_stopped(), self._decode, self.panes, self._scan, self._decide, self.publish, self.offer,
             self.commit, self.advance)
+        if self.observer is not None and not self.stopping:
+            self.observer.wait()                    # a bounded source has ended: what is shown last is complete
         self.commit(Batch(), now=True)
 
     def close(self) -> None:
         """Leave the source and give the state back; what was not committed is read again at the next start."""
         self.source.close()
+        if self.observer is not None:
+            self.observer.close()
         self.dead_letters.close()
         self.store.close()
 
@@ -131,12 +142,15 @@ class Stages:
     def publish(self, window: Window, scores: Scores, alarms: tuple[Alarm, ...]) -> None:
         """Note a decided pane for the store and for what is shown."""
         stream, state = self.panes.streams[window.model], self.judge.states[window.model]
-        stream.origin = max(stream.origin, state.alarm.origin)
+        stream.origin = max(stream.origin, state.origin)
         self.decided.setdefault(window.model, {})[window.pane] = window.profile
+        if self.observer is not None:
+            self.observer(window, self.judge.rings[window.model])
+            if window.sample is not None:
+                self.sampled.setdefault(window.model, {})[window.pane] = window.sample
         evaluation = Evaluation(
-            window, scores, alarms, self.policy.state_name(window.model, scores), state.alarm.episode,
-            state.alarm.since if state.alarm.firing else None,
-        )
+            window, scores, alarms, self.policy.state_name(window.model, scores),
+            *self.policy.open_episode(window.model))
         self.latest[window.model] = evaluation
         self.unshown.add(window.model)
         self._note(alarms)
@@ -155,6 +169,7 @@ class Stages:
     def commit(self, batch: Batch, *, now: bool = False) -> None:
         """The checkpoint, in the order that `state.store` explains; skipped while nothing is due."""
         self._answer()
+        self._look_between_panes()
         launches, decisions = self.trigger.ledger.changed()
         due = self.committed_at is None or self.clock() - self.committed_at >= self.checkpoint_seconds
         if not (now or due or batch.ended or launches or decisions or self.new_alarms):
@@ -178,6 +193,7 @@ class Stages:
         self.panes.refusals, self.panes.kept = [], []
         self.trigger.ledger.clear_changed()
         self.decided.clear()
+        self.sampled.clear()
         self.new_alarms = []
         for model, (_, removed) in files.items():
             self.captures[model].forget(removed)
@@ -239,6 +255,7 @@ class Stages:
         previous = self.judge.states[launch.model]
         stream = old.successor(launch.new_version, reference)                           # 2
         self.commit(Batch(), now=True)              # what the old stream still holds stays under its own version
+        self._observe_anew(stream)
         self.panes.replace(stream)
         self.judge.begin(launch.model, reference, PolicyState(alarms_total=previous.alarms_total))
         self.trigger.ledger.cut_over(launch, at)
@@ -264,8 +281,14 @@ class Stages:
             counts, events = ring.window(min(width, max(ring.panes, 1))) if ring.panes else (evaluation.window.profile.counts, 0)
             with np.errstate(all="ignore"):
                 distances = display(reference, counts, events)
+            if self.observer is not None:           # one that is configured stands for itself
+                own = {one.name for one in self.observer.detectors(model)}
+                distances = {name: values for name, values in distances.items() if name not in own}
             self.exporter.show(evaluation, reference, distances, (counts, events), seconds=self.seconds.pop(model, None))
         self.unshown.clear()
+        if self.observer is not None:
+            for stream in self.panes.streams.values():
+                self.exporter.observe((stream.model, stream.version, SEGMENT), self.observer.readings(stream.model))
         self.exporter.service(self.snapshot())
 
     def snapshot(self) -> ServiceSnapshot:
@@ -279,9 +302,23 @@ class Stages:
             ready=True, reason="", monitors=tuple(self._status(stream) for stream in self.panes.streams.values()),
             lag=dict(self.source.lag()), checkpoint=self.committed_at,
             alarm_counts=counts,  # type: ignore[arg-type]
+            open_alarms={key: opened for stream in self.panes.streams.values() for key, opened in self._open(stream)},
             alarms=tuple(self.alarms[-ALARMS_SHOWN:]), launches=tuple(self.trigger.ledger.launches.values()),
             dead_letters=self.dead_letters.counts(),
         )
+
+    def _open(self, stream: Stream) -> Iterable[tuple[tuple[str, str, str, str, str, str], OpenAlarm]]:
+        """The alarms of a stream that are open, by what they are of (`metrics.ALARM_PLACES`)."""
+        state = self.judge.states[stream.model]
+        checks = None if self.quality is None else self.quality.states[stream.model]
+        machines = ((state.alarm, "drift", "columns", "raised"), (state.severe, "drift", "columns", "severe"),
+                    (state.quality, "quality", "columns", "raised"),
+                    *(((checks.wrong_type, "quality", "wrong_type", "raised"), (checks.volume, "quality", "volume", "raised"))
+                      if checks is not None else ()))
+        for machine, *place in machines:
+            if machine.firing:
+                kind, cause, reached = place
+                yield (stream.model, stream.version, SEGMENT, kind, cause, reached), OpenAlarm(machine.episode, machine.since)
 
     def stored_offsets(self) -> dict[TopicPartition, int]:
         """Per partition the smallest next offset over the models that read it: where the source must go on."""
@@ -311,6 +348,37 @@ class Stages:
         self.seconds[window.model] = time.perf_counter() - begun
         return scores
 
+    def _decide(self, window: Window, scores: Scores) -> tuple[Alarm, ...]:
+        """The policy's alarms and those of the checks that need no score; new levels are named."""
+        alarms = self.policy(window, scores)
+        if self.quality is None:
+            return alarms
+        found = self.quality(window)
+        self._count(found)
+        return (*(named_unseen(alarm, self.quality.states[window.model].unseen) for alarm in alarms), *found)
+
+    def _look_between_panes(self) -> None:
+        """Faults that stop event time itself: nothing that can be read, or nothing at all, closes no pane."""
+        if self.quality is None:
+            return
+        for stream in self.panes.streams.values():
+            found: list[Alarm] = []
+            for pane, notes in sorted(stream.notes.items()):
+                if notes.in_a_row:
+                    at = pane if pane != NO_PANE else int(self.clock() * 1000 // stream.pane_ms)
+                    found += self.quality.in_a_row(_bare(stream, at), notes.in_a_row, commonest(notes.refused))
+            silent = self.panes.silent_seconds(stream.model)
+            if silent is not None and stream.last_decided != NO_PANE:
+                newest = max(stream.open, default=stream.last_decided)
+                found += self.quality.silent(_bare(stream, newest + int(silent * 1000 // stream.pane_ms)), silent, newest)
+            self._count(found)
+            self._note(found)
+
+    def _count(self, alarms: Sequence[Alarm]) -> None:
+        for alarm in alarms:
+            counts, key = self.judge.states[alarm.model].alarms_total, f"{alarm.kind}:{alarm.state}"
+            counts[key] = counts.get(key, 0) + 1
+
     def _note(self, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:
             self.new_alarms.append(alarm)
@@ -327,7 +395,22 @@ class Stages:
             db, stream, (configured.version, configured.digest), policy,  # type: ignore[arg-type]
             self.decided.get(stream.model, {}),
         )
+        self.store.save_samples(db, stream, self.sampled.get(stream.model, {}))  # type: ignore[arg-type]
+        if self.quality is not None:
+            document = msgspec.json.encode(self.quality.states[stream.model]).decode()
+            self.store.save_checks(db, stream.model, document)  # type: ignore[arg-type]
         stream.changed.clear()
+
+    def _observe_anew(self, stream: Stream) -> None:
+        """Look by the further detectors at the stream of a promoted version; without them, where its reference does not do."""
+        if self.observer is None:
+            return
+        try:
+            stream.sampling = sampling_of(self.observer.begin(stream.model, stream.version, stream.reference))
+        except ConfigError as error:
+            self.observer.end(stream.model)
+            stream.sampling = None
+            log.error("Further detectors left.", extra={"model": stream.model, "version": stream.version, "error": str(error)})
 
     def _captured(self, launch: Launch) -> int:
         """Labelled events that were captured since the launch's alarm began."""
@@ -348,5 +431,18 @@ class Stages:
             watermark=mark / 1000 if mark >= 0 else None, digest=stream.reference.digest, launcher=configured.launcher,
             metric=configured.metric,
             budget_remaining=self.trigger.budget_remaining(stream.model, now) if configured.launcher else None,
+            **({} if self.observer is None else self.observer.counts(stream.model)),
         )
+
+
+def _bare(stream: Stream, pane: int) -> Window:
+    """A pane without events: the time at which something was noticed between panes."""
+    seconds = stream.pane_ms / 1000
+    return Window(stream.model, stream.version, SEGMENT, pane, pane * seconds, (pane + 1) * seconds,
+                  Profile.empty(stream.reference))
+
+
+def sampling_of(plan: Plan) -> Sampling | None:
+    """The rows that a plan's detectors need of each pane; None where none of them needs any."""
+    return Sampling(plan.rows, plan.panes, plan.names) if plan.rows else None
 

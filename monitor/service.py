@@ -18,10 +18,14 @@ from pathlib import Path
 
 import msgspec
 
-from detectors.reference import Reference
+from detectors.embedding import dimensions
+from detectors.reference import Column, Reference
 from detectors.scan import Scan, Scores
 from monitor.config import Config, Monitor, budget, state_path
+from monitor.decide.observe import Asked, Kept, Observer
+from monitor.decide.plan import Plan
 from monitor.decide.policy import Judge, Knobs, Policy, PolicyState
+from monitor.decide.quality import QualityChecks, QualityState
 from monitor.errors import CheckpointRefused, ConfigError, SourceFailed
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Inbox
@@ -31,13 +35,14 @@ from monitor.ingest.decode import Decoder
 from monitor.ingest.files import FileSource
 from monitor.ingest.kafka import KafkaSource
 from monitor.ingest.schema import StreamSchema
-from monitor.pipeline import Configured, Stages
+from monitor.pipeline import Configured, Stages, sampling_of
 from monitor.retrain.launch import Retraining
 from monitor.retrain.launchers import launcher_for
 from monitor.retrain.ledger import Ledger, decision_from_json, launch_from_json, launch_to_json
 from monitor.retrain.trigger import Trigger
 from monitor.state.capture import Capture, read_text
 from monitor.state.panes import Panes, Stream
+from monitor.state.sample import NUMBER_BYTES, TEXT_BYTES
 from monitor.state.store import Store
 
 #: Bytes of one count, and panes that a ring holds.
@@ -61,7 +66,8 @@ class Watched:
 
     def schema(self) -> StreamSchema:
         """How its events are read."""
-        return StreamSchema.resolve(self.monitor.schema, self.reference.columns, where=f"{self.where}.schema")
+        return StreamSchema.resolve(self.monitor.schema, self.reference.columns, where=f"{self.where}.schema",
+                                    dimensions=dimensions(self.reference.expansions))
 
     def knobs(self) -> Knobs:
         """What it asks of its decisions."""
@@ -69,13 +75,32 @@ class Watched:
         return Knobs(
             budget(monitor.alarm.max_false_alarms, f"{self.where}.alarm.max_false_alarms"), float(monitor.pane.seconds),
             monitor.alarm.ignore_below, retrain.above if retrain else 0.3,
-            frozenset(retrain.roles if retrain else ("input", "prediction", "score", "path")),
+            frozenset(retrain.roles if retrain else ("input", "prediction", "score", "path")), monitor.alarm.method,
         )
 
+    def asked(self) -> Asked:
+        """Its further detectors, as configured."""
+        labels = {label.name: label.kind for label in self.schema().labels}
+        return Asked(self.monitor.detectors, labels, f"{self.where}.detectors")
+
+    def plan(self) -> Plan:
+        """What they look at; ConfigError where they do not fit the reference."""
+        return self.asked().plan(self.reference)
+
     def memory_bytes(self, open_panes: int) -> int:
-        """rows x bins x (open panes + two rings of 129) x 8: the bound that does not grow with events."""
+        """rows x bins x (open panes + two rings of 129) x 8: the bound that does not grow with events.
+
+        Where a further detector needs rows: kept rows x their width x (open panes + those it looks back at) besides.
+        """
         rows, bins = self.reference.shape
-        return rows * bins * (open_panes + 2 * RING_PANES) * COUNT_BYTES
+        counts = rows * bins * (open_panes + 2 * RING_PANES) * COUNT_BYTES
+        if not self.monitor.detectors:
+            return counts
+        plan, kinds = self.plan(), {column.name: column.kind for column in self.reference.columns}
+        numbers = {name: NUMBER_BYTES for name, kind in kinds.items() if kind == "numeric"}
+        numbers |= {name: NUMBER_BYTES * size for name, size in dimensions(self.reference.expansions).items()}
+        width = sum(numbers.get(name, TEXT_BYTES) for name in plan.names) + 4 * NUMBER_BYTES
+        return counts + plan.rows * width * (open_panes + plan.panes)
 
 
 def watched(config: Config) -> list[Watched]:
@@ -97,6 +122,7 @@ def watched(config: Config) -> list[Watched]:
             raise ConfigError(f"{where}: expected at most limits.columns = {config.limits.columns}, got {len(reference.rows)}")
         found.append(Watched(index, monitor, reference, reference.version))
         found[-1].schema()
+        found[-1].plan()
     needed = sum(one.memory_bytes(config.limits.open_panes) for one in found)
     if needed > config.limits.memory_mb << 20:
         raise ConfigError(
@@ -121,7 +147,9 @@ def build(
     try:
         ledger = Ledger(map(launch_from_json, store.history("launches")), map(decision_from_json, store.history("decisions")))
         judge = Judge({one.monitor.model: one.knobs() for one in monitors})
-        streams = [_restored(one, store, judge) for one in monitors]
+        asked = {one.monitor.model: one.asked() for one in monitors if one.monitor.detectors}
+        observer = Observer(asked) if asked else None
+        streams = [_restored(one, store, judge, observer) for one in monitors]
         captures = {} if not launching else {one.monitor.model: _capture(one, store) for one in monitors if one.monitor.retrain}
         panes = Panes(streams, clock=clock, idle_seconds=config.kafka.idle_seconds, open_panes_max=config.limits.open_panes,
                       keep=captures)
@@ -141,12 +169,15 @@ def build(
             trigger=Trigger(policies, ledger, clock=clock),
             retraining=Retraining(
                 policies, ledger, launchers, save=save, snapshot=lambda launch: captures[launch.model].snapshot(launch.id),
-                reference=lambda model: judge.scans[model].reference),
+                reference=lambda model: judge.scans[model].reference,
+                labels={one.monitor.model: [Column(label.name, label.kind, "label") for label in one.schema().labels]
+                        for one in monitors}),
             store=store,
             dead_letters=DeadLetters(config.service.dead_letters, config.limits, config.kafka),
             exporter=exporter or Exporter(config.limits.series), captures=captures, clock=clock, inbox=inbox or Inbox(),
             configured={one.monitor.model: _configured(one) for one in monitors},
             checkpoint_seconds=config.service.checkpoint_seconds, launching=launching, on_evaluation=on_evaluation,
+            quality=_checks(monitors, store), observer=observer,
             alarms=[alarm for model in judge.knobs for alarm in _alarms(store, model)][-100:],
         )
         stages.source.seek(stages.stored_offsets())
@@ -156,12 +187,27 @@ def build(
     return stages
 
 
-def _restored(one: Watched, store: Store, judge: Judge) -> Stream:
+def _checks(monitors: Sequence[Watched], store: Store) -> QualityChecks:
+    """The checks of data quality with what they remember."""
+    checks = QualityChecks({one.monitor.model: one.monitor.quality for one in monitors})
+    for one in monitors:
+        document, seconds = store.checks(one.monitor.model), one.monitor.pane.seconds
+        state = QualityState() if document is None else msgspec.json.decode(document, type=QualityState)
+        checks.begin(one.monitor.model, float(seconds), state, store.rates(one.monitor.model, seconds * 1000))
+    return checks
+
+
+def _restored(one: Watched, store: Store, judge: Judge, observer: Observer | None) -> Stream:
     """The model's stream as it was stored, in the judge's hands; noted in the store where something began or moved on."""
     stream, policy, previous = resume(one, store)
     judge.begin(one.monitor.model, stream.reference, policy, (stream.decided_events, stream.decided_panes))
     judge.restore(one.monitor.model, stream.origin, store.decided(stream, RING_PANES))
+    if observer is not None:
+        stream.sampling = sampling_of(observer.begin(one.monitor.model, stream.version, stream.reference))
     with store.transaction() as db:
+        kept = store.restore_samples(db, stream)
+        if observer is not None:
+            observer.restore(one.monitor.model, (Kept(*pane) for pane in kept))
         store.save_reference(db, stream.reference)
         if previous:
             store.save_cutover(db, stream, previous, 0.0, "configuration")

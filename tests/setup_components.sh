@@ -32,6 +32,9 @@ debian prometheus prometheus || lacking "no prometheus (Debian: apt-get install 
 debian prometheus-alertmanager prometheus-alertmanager ||
     lacking "no prometheus-alertmanager (Debian: apt-get install prometheus-alertmanager): alert routing is not tested"
 
+# --- Grafana's types, which the test itself fetches into the cache
+debian npm nodejs npm || lacking "no npm (Debian: apt-get install nodejs npm): dashboards are not checked against Grafana's types"
+
 # --- Kafka
 version=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$HERE/kafka/pom.xml")
 jars="$CACHE/kafka-$version"

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from detectors.distances import display
+from detectors.comparison import display
+from detectors.embedding import dimensions
 from detectors.reference import Reference
 from detectors.scan import Ring, Scan
 from monitor.commands.shared import counted, paragraph, print_json, progress_bar, table
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.reference}: cannot be read: {error.strerror}; make it with `tidemark fit`") from None
     if args.prefix:
         parse_path(args.prefix.removesuffix("."), "--prefix")
-    schema = StreamSchema.resolve(_schema(reference, args.prefix), reference.columns, where="reference")
+    schema = StreamSchema.resolve(_schema(reference, args.prefix), reference.columns, where="reference",
+                                  dimensions=dimensions(reference.expansions))
     decoder = Decoder(reference.model, schema, Limits(message_bytes=64 << 20))
     profile = None
     console = Console(stderr=True)
@@ -76,10 +78,12 @@ def run(args: argparse.Namespace) -> int:
     if profile is None or profile.events == 0:
         raise ConfigError(f"{', '.join(args.data)}: expected events, got none that can be used "
                           f"({refused} refused{_most(reasons)}); mend the data, or give their place with --prefix")
-    if (profile.counts[:, 0] == profile.events).all() and not (reference.arrays.p0[:, 0] > 0.5).any():
+    of_columns = [column is not None for column in reference.column_of_row]
+    if (profile.counts[of_columns, 0] == profile.events).all() and not (reference.arrays.p0[of_columns, 0] > 0.5).any():
         raise ConfigError(f"{', '.join(args.data)}: expected a column of the reference such as {reference.rows[0]!r}, got none "
                           f"in {counted(profile.events, 'event')}; give their place with --prefix")
-    scan = Scan(reference, tolerance=args.ignore_below, panes_per_false_alarm=1 / args.false_alarm)
+    scan = Scan(reference, tolerance=args.ignore_below, panes_per_false_alarm=1 / args.false_alarm,
+                common_shift=True)
     ring = Ring(reference)
     ring.push(profile)
     scores = scan(ring)

@@ -1,5 +1,5 @@
 """`tidemark check-config -c FILE`: what a configuration will do, in sentences: budget -> threshold -> smallest visible
-shift; memory; series; who trains. Nothing is started and nothing outside the files is asked.
+shift; memory; series; what is observed besides; who trains. Nothing is started and nothing outside the files is asked.
 """
 
 from __future__ import annotations
@@ -11,8 +11,20 @@ import numpy as np
 from detectors.scan import Scan
 from monitor.commands.shared import counted, paragraph, print_json
 from monitor.config import Config, load
+from monitor.decide.plan import JOINT, Plan
 from monitor.service import Watched, watched
 
+#: Most series of a further detector's column: score, corrected score, band, verdict; and of the detector itself: pane,
+#: threshold, failures, skipped.
+SERIES_PER_READING, SERIES_PER_DETECTOR = 4, 4
+#: Columns of a further detector that are named.
+NAMED = 5
+#: How a further detector is computed, and what that costs.
+HOW = {
+    "counts": "from the counts at every pane end that is due, about a millisecond",
+    "series": "value by value from the kept rows, 1-10 us each (river:KSWIN 0.3 ms)",
+    "sample": "on kept rows in a thread of its own, up to seconds; a newer pane overtakes one that waits",
+}
 #: Series that a column of a stream takes: scores, effects, threshold, distances (docs/metrics.md has the list).
 SERIES_PER_COLUMN = 12
 
@@ -41,19 +53,24 @@ def run(args: argparse.Namespace) -> int:
 
 def facts(config: Config, one: Watched) -> dict[str, object]:
     """The numbers of one monitor."""
-    knobs, reference = one.knobs(), one.reference
+    knobs, reference, plan = one.knobs(), one.reference, one.plan()
     panes = knobs.budget.panes_per_false_alarm(knobs.pane_seconds)
     scan = Scan(reference, tolerance=knobs.ignore_below, retrain_above=knobs.retrain_above, panes_per_false_alarm=panes)
     visible = scan.smallest_visible_shift()
     worst = int(np.argmax(visible))
     return {
-        "version": one.version, "columns": len(reference.rows), "reference_events": reference.events,
+        "version": one.version, "columns": len(reference.columns), "rows": len(reference.rows),
+        "reference_events": reference.events,
         "reference_digest": reference.digest, "reference_inadequate": reference.inadequate,
-        "effective_reference_events": min(float(reference.m_eff), float(reference.events)),
+        "effective_reference_events": reference.independent_events,
         "panes_per_false_alarm": panes, "tests_per_pane": scan.tests,
         "threshold_z": scan.threshold, "smallest_visible_shift_median": float(np.median(visible)),
         "smallest_visible_shift_worst": float(visible[worst]), "worst_column": reference.rows[worst],
-        "memory_bytes": one.memory_bytes(config.limits.open_panes), "series": len(reference.rows) * SERIES_PER_COLUMN,
+        "memory_bytes": one.memory_bytes(config.limits.open_panes),
+        "series": len(reference.rows) * SERIES_PER_COLUMN + sum(
+            SERIES_PER_DETECTOR + SERIES_PER_READING * len(detector.targets) for detector in plan.detectors),
+        "detectors": {detector.name: [target.column for target in detector.targets] for detector in plan.detectors},
+        "sampled_rows_per_pane": plan.rows, "sampled_panes": plan.panes, "sampled_columns": len(plan.names),
     }
 
 
@@ -63,7 +80,7 @@ def sentences(config: Config, one: Watched) -> list[str]:
     retrain = monitor.retrain
     source = f"topic {monitor.topic}" if config.kafka.bootstrap_servers else f"files {', '.join(config.files.paths)}"
     lines = [
-        f"{monitor.model}, version {one.version}: {counted(len(one.reference.rows), 'column')} from {source}, "
+        f"{monitor.model}, version {one.version}: {counted(len(one.reference.columns), 'column')} from {source}, "
         f"judged once per pane of {monitor.pane.seconds} s; a pane closes {monitor.pane.lateness_seconds} s after its end.",
         f"  False alarms accepted: {monitor.alarm.max_false_alarms}, which is one in {numbers['panes_per_false_alarm']:,.0f} "
         f"panes over {numbers['tests_per_pane']:,} comparisons each, so a comparison must reach z = "
@@ -77,6 +94,7 @@ def sentences(config: Config, one: Watched) -> list[str]:
     if numbers["reference_inadequate"]:
         lines.append(f"  The reference is inadequate ({numbers['reference_inadequate']}): "
                      "it may alarm but never start a retraining.")
+    lines += observed(one.plan())
     if retrain is None:
         lines.append("  No retraining: alarms only.")
     else:
@@ -87,4 +105,24 @@ def sentences(config: Config, one: Watched) -> list[str]:
             f"{retrain.collect_events:,} labelled events since the alarm.")
         lines.append("  A better challenger is " + (f"promoted by writing {retrain.promote.path}." if retrain.promote
                                                     else "not promoted: retrain.promote is not set."))
+    return lines
+
+
+def observed(plan: Plan) -> list[str]:
+    """What is computed and shown besides the decision, and what it costs."""
+    lines = []
+    for source, how in HOW.items():
+        said = []
+        for one in plan.of(source):
+            columns = ", ".join(target.column for target in one.targets[:NAMED]) if one.targets[0].column != JOINT else \
+                f"{counted(len(one.members), 'column')} together"
+            columns += f" and {counted(len(one.targets) - NAMED, 'column')} more" if len(one.targets) > NAMED else ""
+            words = [f"every {one.said.every_panes} panes"] if one.said.every_panes > 1 else []
+            words += [f"drift from {one.threshold:.4g}"] if one.threshold is not None else []
+            said.append(f"{one.name} of {columns}" + (f" ({', '.join(words)})" if words else ""))
+        if said:
+            lines.append(f"  Observed besides, without alarm or retraining: {'; '.join(said)}; {how}.")
+    if plan.rows:
+        lines.append(f"  For this at most {counted(plan.rows, 'row')} of {counted(len(plan.names), 'column')} are kept of each "
+                     f"pane, in the state, too, {counted(plan.panes, 'pane')} back.")
     return lines

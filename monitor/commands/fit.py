@@ -11,12 +11,13 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from detectors.reference import Column, Proposal, Reference
+from detectors.reference import SAMPLE_ROWS, Column, Proposal, Reference
 from detectors.rows import Kind, Role
 from monitor.commands.shared import counted, progress_bar, table
 from monitor.config import NAME, Kafka
@@ -42,9 +43,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--ignore" if role == "ignored" else f"--{role}", action="append", default=[], metavar="COLUMN",
                             help=f"{said} (repeatable)")
     parser.add_argument("--category", action="append", default=[], metavar="COLUMN", help="take this column as text levels")
+    parser.add_argument("--text", action="append", default=[], metavar="COLUMN", help="take this column as text to read")
     parser.add_argument("--numeric", action="append", default=[], metavar="COLUMN", help="take this column as numbers")
     parser.add_argument("--timestamp", metavar="COLUMN", help="event time; left out of what is watched")
     parser.add_argument("--id", metavar="COLUMN", help="the event's id; left out of what is watched")
+    parser.add_argument("--season-hours", type=float, metavar="H", help="the data has a season of so many hours (24, 168): a "
+                        "reference of fewer than 3 of them starts no retraining; needs --timestamp")
+    parser.add_argument("--sample-rows", type=int, default=SAMPLE_ROWS, metavar="N", help="rows to keep in the reference as they "
+                        "are, for detectors that need raw values and for reports (default %(default)s; 0 keeps none)")
     parser.add_argument("--unordered", action="store_true", help="the rows are not in time order (a shuffled training table)")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -71,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         task = progress.add_task("fitting columns", total=len(watched))
         reference = Reference.fit(
             columns, watched, model=args.model, version=args.version, ordered=not args.unordered,
+            cycles=_cycles(args, data), sample_rows=args.sample_rows,
             progress=lambda done, total: progress.update(task, completed=done, total=total))
     try:
         reference.save(args.output)
@@ -81,6 +88,39 @@ def run(args: argparse.Namespace) -> int:
         print(_entry(args, proposals, found), file=sys.stdout)
         console.print("Put this into a configuration; `tidemark check-config -c FILE` says what it will do.", markup=False)
     return 0
+
+
+def _cycles(args: argparse.Namespace, data: dict[str, Values]) -> float | None:
+    """How many cycles of --season-hours the rows span."""
+    if args.sample_rows < 0:
+        raise ConfigError(f"--sample-rows: expected a whole number >= 0, got {args.sample_rows}")
+    if args.season_hours is None:
+        return None
+    if not args.season_hours > 0:
+        raise ConfigError(f"--season-hours: expected hours above 0, got {args.season_hours:g}")
+    if not args.timestamp:
+        raise ConfigError("--season-hours: expected --timestamp beside it, got none; name the column of the event time")
+    seconds = _spanned_seconds(data[args.timestamp])
+    if seconds is None:
+        raise ConfigError(f"--season-hours: expected event times in column {args.timestamp!r}, got other values; "
+                          "give milliseconds or seconds since 1970, or ISO 8601")
+    return seconds / (3600 * float(args.season_hours))
+
+
+def _spanned_seconds(times: Values) -> float | None:
+    """Seconds from the earliest to the latest event time; None where the values are no times."""
+    unit = _timestamp_unit(times)
+    try:
+        if isinstance(times, np.ndarray) and times.dtype.kind == "M":
+            found = times.astype("datetime64[ms]").astype(np.float64)
+        elif unit == "iso8601":
+            found = np.array([datetime.fromisoformat(str(one)).timestamp() * 1000 for one in times if one is not None])
+        else:
+            found = np.asarray(times, np.float64) * (1000 if unit == "seconds" else 1)
+    except (TypeError, ValueError):
+        return None
+    found = found[np.isfinite(found)]
+    return float(found.max() - found.min()) / 1000 if len(found) else None
 
 
 def _read(args: argparse.Namespace, progress: Progress) -> DataSet:
@@ -96,7 +136,7 @@ def _read(args: argparse.Namespace, progress: Progress) -> DataSet:
             raise ConfigError(f"--topic: expected JSON objects in {args.topic!r}, got none; produce events, or give files")
         return found
     task = progress.add_task("reading files", total=None)
-    return read_files(args.data, lambda rows: progress.update(task, advance=rows), text=args.category)
+    return read_files(args.data, lambda rows: progress.update(task, advance=rows), text=[*args.category, *args.text])
 
 
 def _rows(data: dict[str, Values], span: str | None) -> dict[str, Values]:
@@ -132,6 +172,7 @@ def _decided(proposals: Sequence[Proposal], args: argparse.Namespace) -> list[Pr
         said[name] = "ignored"
     kinds: dict[str, Kind] = {}
     kinds.update((name, "category") for name in args.category)
+    kinds.update((name, "text") for name in args.text)
     kinds.update((name, "numeric") for name in args.numeric)
     names = {proposal.column.name for proposal in proposals}
     for name in (*said, *kinds):
@@ -155,7 +196,7 @@ def _report(console: Console, args: argparse.Namespace, proposals: Sequence[Prop
     rows = [((p.column.name, p.column.kind, p.column.role, p.reason), "yellow" if p.warning else "") for p in proposals]
     console.print(table(("column", "kind", "role", "why"), rows, f"{args.output}: {args.model} version {args.version}"))
     # The estimate may come out a little above the rows themselves; they are not worth more than that.
-    console.print(f"{counted(reference.events, 'event')}, worth {min(reference.m_eff, reference.events):,.0f} independent ones; "
+    console.print(f"{counted(reference.events, 'event')}, worth {reference.independent_events:,.0f} independent ones; "
                   f"digest {reference.digest[:12]}", markup=False, highlight=False)
     if reference.inadequate:
         console.print(f"The reference is inadequate: {reference.inadequate}. It may alarm, never start a retraining.",

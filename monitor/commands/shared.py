@@ -99,14 +99,17 @@ def alarm_lines(alarms: Sequence[Alarm], most: int = 3) -> str:
     for alarm in alarms:
         head = f"{instant(alarm.at)}  {alarm.model} version {alarm.version}, episode {alarm.episode}: {alarm.state}"
         if alarm.state == "cleared":
-            lines.append(paragraph(f"{head}, {alarm.reason}"))
+            lines.append(paragraph(f"{head}, {alarm.words or alarm.reason}"))
             continue
         score, of = (alarm.severe_score, "a retraining") if alarm.state == "severe" else (alarm.score, "an alarm")
         lines.append(paragraph(f"{head} ({alarm.kind})"))
+        if alarm.words:
+            lines.append(paragraph(alarm.words, "    "))
         lines.append(paragraph(f"evidence {score:.2f} of {of}'s, in {counted(alarm.window_panes, 'pane')} of "
                                f"{counted(alarm.window_events, 'event')} since {instant(alarm.since)}", "    "))
         lines += [paragraph(f"{mover.role} {mover.column}: " + effect_text(
-            mover.what, mover.effect, mover.lower, mover.upper, mover.unit), "    ") for mover in alarm.movers[:most]]
+            mover.what, mover.effect, mover.lower, mover.upper, mover.unit) + (f" ({mover.words})" if mover.words else ""),
+                            "    ") for mover in alarm.movers[:most]]
         if len(alarm.movers) > most:
             lines.append(f"    and {counted(len(alarm.movers) - most, 'column')} more")
     return "\n".join(lines)

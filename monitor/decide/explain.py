@@ -43,12 +43,14 @@ def headline(model: str, reference: Reference, scores: Scores | None, state: Pol
     """What is decided about the stream as a whole, in sentences."""
     lines = []
     if state.severe.firing:
-        lines.append(f"{model} drifts, surely above retrain.above: episode {state.severe.episode}, kind {state.kind}.")
+        lines.append(f"{model} drifts, surely above retrain.above: episode {state.severe.episode}.")
     elif state.alarm.firing:
-        lines.append(f"{model} has an open alarm: episode {state.alarm.episode}, kind {state.kind}, below retrain.above.")
-    elif panes == 0:
+        lines.append(f"{model} has an open alarm of drift: episode {state.alarm.episode}, below retrain.above.")
+    if state.quality.firing:
+        lines.append(f"{model} has an open alarm of data quality: episode {state.quality.episode}. It starts no retraining.")
+    if not lines and panes == 0:
         lines.append(f"{model} has decided no pane of this reference yet: no events, or event time has not passed a pane's end.")
-    else:
+    elif not lines:
         lines.append(f"{model} is quiet over the last {min(panes, 128)} panes.")
     if scores is not None and not np.isnan(scores.score):
         lines.append(
@@ -66,13 +68,13 @@ def headline(model: str, reference: Reference, scores: Scores | None, state: Pol
 
 def columns(reference: Reference, scan: Scan, scores: Scores) -> list[ColumnReason]:
     """One answer per column, strongest evidence first."""
-    roles = {column.name: column.role for column in reference.columns}
-    strongest = np.max(scores.z, axis=1) / scores.threshold
+    roles = [column.role if column else "joint" for column in reference.column_of_row]
+    strongest = scores.evidence
     longest = float(np.max(scores.window_events, initial=0))
     visible = scan.smallest_visible_shift(longest)
     return [
         ColumnReason(
-            scores.rows[j], roles.get(scores.rows[j], "input"), scores.state[j], float(strongest[j]), float(scores.effect[j]),
+            scores.rows[j], roles[j], scores.state[j], float(strongest[j]), float(scores.effect[j]),
             float(scores.effect_lower[j]), float(scores.effect_upper[j]), scores.unit[j], scores.what[j],
             int(scores.best_window[j]), int(scores.window_events[j]), float(visible[j]), _sentence(scan, scores, j),
         )

@@ -66,10 +66,10 @@ class ColumnMoved:
 
 
 def top_columns(evaluation: Evaluation, count: int = COLUMNS_SHOWN) -> list[ColumnMoved]:
-    """The columns with the strongest evidence, strongest first."""
-    scores = evaluation.scores
-    evidence = scores.z.max(axis=1) / scores.threshold
-    order = sorted(range(len(scores.rows)), key=lambda j: -float(evidence[j]))[:count]
+    """The columns with the strongest evidence, strongest first; rows made of all columns are left to the reports."""
+    scores, evidence = evaluation.scores, evaluation.scores.evidence
+    columns = [j for j, name in enumerate(scores.rows) if not name.startswith("joint[")]
+    order = sorted(columns, key=lambda j: -float(evidence[j]))[:count]
     return [ColumnMoved(scores.rows[j], scores.what[j], float(scores.effect[j]), float(scores.effect_lower[j]),
                         float(scores.effect_upper[j]), scores.unit[j], float(evidence[j])) for j in order]
 

@@ -28,9 +28,10 @@ from detectors.reference import Reference
 from monitor import metrics
 from monitor.expose.exposition import Histogram, Page
 from monitor.expose.judged import Frame, Judged, StreamKey, Values, WindowCounts
+from monitor.expose.observed import Observed
 from monitor.expose.snapshot import MonitorStatus, Published, ServiceSnapshot
 from monitor.expose.streams import Stream, share_out
-from monitor.flow import Clock, Evaluation, Launch
+from monitor.flow import Clock, Evaluation, Launch, Reading
 
 #: What the bytes of `Exporter.scrape` are.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -51,6 +52,7 @@ class Exporter:
         self._monotonic = monotonic
         self._frames: dict[tuple[str, str], Frame] = {}
         self._streams: dict[StreamKey, Stream] = {}
+        self._observed: dict[StreamKey, Observed] = {}
         self._seconds: dict[str, Histogram] = {}
         self._evaluated: dict[str, float] = {}
         self._process = CollectorRegistry()
@@ -88,9 +90,14 @@ class Exporter:
         if seconds is not None:
             self._seconds.setdefault(model, Histogram(metrics.EVALUATION, (model,))).observe(seconds)
 
+    def observe(self, key: StreamKey, readings: Sequence[Reading]) -> None:
+        """Note what further detectors last said of a stream (model, version, segment); the next `service` shows it."""
+        self._observed.setdefault(key, Observed(key)).update(readings)
+
     def forget(self, model: str, version: str) -> None:
         """Note that this version is no longer watched; the next `service` shows none of its series."""
         self._streams = {key: stream for key, stream in self._streams.items() if key[:2] != (model, version)}
+        self._observed = {key: observed for key, observed in self._observed.items() if key[:2] != (model, version)}
         self._frames.pop((model, version), None)
 
     def service(self, snapshot: ServiceSnapshot) -> None:
@@ -101,14 +108,15 @@ class Exporter:
         """
         if snapshot.ready:
             models = {status.model for status in snapshot.monitors}
-            for key in [key for key in self._streams if key[0] not in models]:
+            for key in [key for key in (*self._streams, *self._observed) if key[0] not in models]:
                 self.forget(*key[:2])
             for noted in (self._evaluated, self._seconds):
                 for model in noted.keys() - models:
                     del noted[model]
         text = self._text(snapshot)
         judged = tuple((stream.judged, stream.hidden) for stream in self._streams.values())
-        self._published = Published(text, snapshot, judged, self._monotonic())
+        observed = {key: one.readings for key, one in self._observed.items()}
+        self._published = Published(text, snapshot, judged, self._monotonic(), observed)
 
     def scrape(self) -> bytes:
         """The whole answer to a scrape: our families, then the process'. Called by the HTTP thread."""
@@ -120,7 +128,7 @@ class Exporter:
         page.put(metrics.LAST_EVALUATION, [((model,), at) for model, at in self._evaluated.items()])
         for histogram in self._seconds.values():
             page.add(metrics.EVALUATION, histogram.text(), len(histogram))
-        streams = list(self._streams.values())
+        streams: list[Stream | Observed] = [*self._streams.values(), *self._observed.values()]
         fixed = sum(stream.fixed for stream in streams) + 2                # the two gauges below count themselves
         rooms = share_out(self._limit - page.series - fixed, [stream.need for stream in streams])
         for stream, room in zip(streams, rooms, strict=True):
@@ -143,6 +151,11 @@ def put_service(page: Page, snapshot: ServiceSnapshot, streams: Collection[Strea
               for key in streams for kind in metrics.ALARM_KINDS for state in metrics.ALARM_STATES}
     counts |= {labels: count for labels, count in snapshot.alarm_counts.items() if labels[:2] in keys}
     page.put(metrics.ALARMS, counts.items())
+    opened = {labels: alarm for labels, alarm in snapshot.open_alarms.items() if labels[:2] in keys}
+    places = {(*key, *place): 0 for key in streams for place in metrics.ALARM_PLACES}
+    page.put(metrics.ALARM_OPEN, (places | dict.fromkeys(opened, 1)).items())
+    page.put(metrics.ALARM_SINCE, [(labels, alarm.since) for labels, alarm in opened.items()])
+    page.put(metrics.ALARM_EPISODE, [(labels, alarm.episode) for labels, alarm in opened.items()])
     for status in snapshot.monitors:
         _put_monitor(page, status, [launch for launch in snapshot.launches if launch.model == status.model])
 
@@ -156,6 +169,8 @@ def _put_monitor(page: Page, status: MonitorStatus, launches: Sequence[Launch]) 
     page.put(metrics.RETRIED_EVENTS, [((model,), status.retried)])
     page.put(metrics.WATERMARK, [((model,), status.watermark)] if status.watermark is not None else [])
     page.put(metrics.REFERENCE_INFO, [((model, status.version, status.digest), 1)] if status.digest else [])
+    page.put(metrics.DETECTOR_SKIPPED, [((model, name), count) for name, count in status.skipped.items()])
+    page.put(metrics.DETECTOR_FAILURES, [((model, name), count) for name, count in status.failed.items()])
     if status.budget_remaining is not None:
         page.put(metrics.RETRAIN_BUDGET, [((model,), status.budget_remaining)])
     launchers = sorted({launch.launcher for launch in launches} | ({status.launcher} if status.launcher else set()))
@@ -167,6 +182,8 @@ def _put_monitor(page: Page, status: MonitorStatus, launches: Sequence[Launch]) 
         for state in metrics.LAUNCH_STATES:
             now = latest is not None and latest.launcher == launcher and latest.state == state
             page.put(metrics.LAUNCH_STATE, [((model, launcher, state), now)])
+    if latest is not None:
+        page.put(metrics.LAUNCH_STATE_AT, [((model, latest.launcher), latest.steps[-1][1])])
     for launch in reversed(launches):
         if launch.champion is not None and launch.challenger is not None:
             page.put(metrics.CHAMPION_QUALITY, [((model, status.metric), launch.champion)])

@@ -36,6 +36,8 @@ _VARIANCE_FLOOR = 0.01
 #: Role of rows that are made of several columns.
 _JOINT = "joint"
 _WORDS = ("bin ", "level ", "value ")
+#: Comparisons of the scan before its bins.
+_DIRECTIONS = 4
 
 
 class WindowCounts(NamedTuple):
@@ -53,13 +55,11 @@ class Frame:
     """
 
     def __init__(self, reference: Reference) -> None:
-        roles: dict[str, str] = {column.name: column.role for column in reference.columns}
         self.reference = reference
         self.columns = distinct([OTHER, *reference.rows])[1:]
-        self.roles = tuple(roles.get(row, _JOINT) for row in reference.rows)
+        self.roles: tuple[str, ...] = tuple(column.role if column else _JOINT for column in reference.column_of_row)
         words = [row.binning.scan_words() for row in reference.records]
         self.bins = tuple(distinct(map(_bare, row)) for row in words)
-        self._places = tuple({word: place for place, word in enumerate(row)} for row in words)
 
     def visible(self, threshold: float) -> Values:
         """Smallest shift of each row's mean that an endless window finds almost surely, reference s.d., shape (J,)."""
@@ -70,7 +70,7 @@ class Frame:
         arrays, scale = self.reference.arrays, np.ones(len(self.columns))
         for row, unit in enumerate(scores.unit):                # turns: the rows; only bins do anything
             if unit == "share":
-                p0, m = arrays.p0[row, self._places[row][scores.what[row]]], arrays.m[row]
+                p0, m = arrays.p0[row, scores.test[row] - _DIRECTIONS], arrays.m[row]
                 events = scores.window_events[row]
                 pooled = ((p0 + scores.effect[row]) * events + p0 * m) / (events + m)
                 scale[row] = np.sqrt(max(pooled * (1 - pooled), _VARIANCE_FLOOR))
@@ -119,7 +119,7 @@ class Judged:
 
         return cls(
             evaluation=evaluation, frame=frame, thresholds=dict(thresholds), window=window,
-            score=known(scores.z.max(axis=1) / scores.threshold),
+            score=known(scores.evidence),
             severe=known(scores.z_severe.max(axis=1) / scores.threshold),
             effect=known(np.abs(scores.effect) / scale), effect_lower=known(np.maximum(lower, 0.0) / scale),
             visible=frame.visible(scores.threshold),

@@ -15,9 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from monitor.expose.judged import Judged
-from monitor.flow import Alarm, Launch, TopicPartition
+from monitor.expose.judged import Judged, StreamKey
+from monitor.flow import Alarm, Launch, Reading, TopicPartition
+
+
+class OpenAlarm(NamedTuple):
+    """An alarm that is open: its episode, and the event time (seconds since 1970) since which it is seen."""
+
+    episode: int
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,7 @@ class MonitorStatus:
     watermark : event time, seconds since 1970; None before the first event
     digest    : of the reference in use          launcher : type of the launcher, "" where nothing is retrained
     metric    : what quality is measured by       budget_remaining : launches left this week; None without retraining
+    skipped   : further detector on rows -> panes that a newer one overtook     failed : further detector -> failures
     """
 
     model: str
@@ -42,6 +51,8 @@ class MonitorStatus:
     launcher: str = ""
     metric: str = ""
     budget_remaining: int | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    failed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,7 @@ class ServiceSnapshot:
     lag           : records not yet read, per topic and partition
     checkpoint    : wall-clock time of the last commit, seconds since 1970; None before the first
     alarm_counts  : (model, version, segment, kind, state) -> alarms
+    open_alarms   : (model, version, segment, kind, cause, state) -> the alarm that is open there
     alarms        : the latest alarms, oldest first; the giver bounds how many
     launches      : the launches that the outbox knows, oldest first
     dead_letters  : records by outcome, `written` or `dropped`
@@ -63,6 +75,7 @@ class ServiceSnapshot:
     lag: Mapping[TopicPartition, int] = field(default_factory=dict)
     checkpoint: float | None = None
     alarm_counts: Mapping[tuple[str, str, str, str, str], int] = field(default_factory=dict)
+    open_alarms: Mapping[tuple[str, str, str, str, str, str], OpenAlarm] = field(default_factory=dict)
     alarms: tuple[Alarm, ...] = ()
     launches: tuple[Launch, ...] = ()
     dead_letters: Mapping[str, int] = field(default_factory=dict)
@@ -75,9 +88,11 @@ class Published:
     text   : the finished exposition of our own families, UTF-8
     judged : the latest judged pane of every stream, each with the number of its columns that the exposition folds
     at     : monotonic time at which it was made, so that a stalled loop can be seen; None before the first
+    observed : what further detectors last said of every stream
     """
 
     text: bytes
     service: ServiceSnapshot
     judged: tuple[tuple[Judged, int], ...] = ()
     at: float | None = None
+    observed: Mapping[StreamKey, tuple[Reading, ...]] = field(default_factory=dict)

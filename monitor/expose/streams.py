@@ -100,7 +100,7 @@ class Stream:
         rank, frame = judged.rank, self.judged.frame
         room_for_bins = max(room // _BIN_PART, room - len(judged.frame.columns) * cost)
         bins: list[int] = []
-        for column in _highest(rank, self._bins, min(_BIN_COLUMNS, len(rank)) if judged.window is not None else 0):
+        for column in highest(rank, self._bins, min(_BIN_COLUMNS, len(rank)) if judged.window is not None else 0):
             if 2 * len(frame.bins[column]) <= room_for_bins:
                 room_for_bins -= 2 * len(frame.bins[column])
                 room -= 2 * len(frame.bins[column])
@@ -108,7 +108,7 @@ class Stream:
         slots = room // cost
         count = len(rank) if slots >= len(rank) else max(slots - 1, 0)     # one slot is the folded rest's
         self._bins = tuple(sorted(bins))
-        self._shown = tuple(sorted(_highest(rank, self._shown, count)))
+        self._shown = tuple(sorted(highest(rank, self._shown, count)))
         self.hidden = len(rank) - count
         self._folds = count < len(rank) and slots >= 1
 
@@ -165,7 +165,7 @@ class Stream:
         }
 
 
-def _highest(rank: NDArray[np.float64], before: Sequence[int], count: int) -> list[int]:
+def highest(rank: NDArray[np.float64], before: Sequence[int], count: int) -> list[int]:
     """The `count` columns of highest rank, highest first; those shown before are preferred to slightly higher ones."""
     if count <= 0:
         return []

@@ -8,13 +8,14 @@ reader costs the loop nothing. Numbers that do not exist (a distance of an empty
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from monitor.expose.judged import Judged
 from monitor.expose.snapshot import MonitorStatus, Published
-from monitor.flow import Alarm, Launch
+from monitor.flow import Alarm, Launch, Reading
 from monitor.metrics import STATES
 
 #: Columns of each stream in the list of all monitors; the answer for one monitor has them all.
@@ -42,6 +43,22 @@ class ColumnView:
 
 
 @dataclass(frozen=True, slots=True)
+class DetectorView:
+    """What one further detector last said of one column: it decides nothing; higher is more drift."""
+
+    detector: str
+    column: str                                     # `__joint__` for all columns together, `error` for the errors
+    role: str
+    pane: int
+    end: float                                      # of that pane, seconds since 1970, event time
+    score: float                                    # in the detector's own unit
+    drift: bool | None                              # its own verdict; null where it has no threshold
+    threshold: float | None
+    score_null: float | None                        # 95 % point without drift at the window's size
+    score_corrected: float | None                   # with its mean without drift taken off
+
+
+@dataclass(frozen=True, slots=True)
 class StreamView:
     """The latest judged pane of one model, version and segment; columns with the highest score first."""
 
@@ -60,6 +77,7 @@ class StreamView:
     columns: list[ColumnView]
     columns_total: int
     columns_hidden: int                             # columns that /metrics folds into one
+    detectors: list[DetectorView]                   # further detectors; empty in the list of all monitors
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +163,8 @@ def triggers(published: Published) -> Triggers:
 
 
 def _monitor(published: Published, status: MonitorStatus, columns: int | None) -> MonitorView:
-    streams = [_stream(judged, hidden, columns) for judged, hidden in published.judged if judged.key[0] == status.model]
+    streams = [_stream(judged, hidden, columns, published.observed.get(judged.key, ()) if columns is None else ())
+               for judged, hidden in published.judged if judged.key[0] == status.model]
     worst = max((list(STATES).index(stream.state) for stream in streams), default=0)
     launches = [launch for launch in published.service.launches if launch.model == status.model]
     events = status.events
@@ -158,7 +177,7 @@ def _monitor(published: Published, status: MonitorStatus, columns: int | None) -
         launch=launches[-1] if launches else None, streams=streams)
 
 
-def _stream(judged: Judged, hidden: int, limit: int | None) -> StreamView:
+def _stream(judged: Judged, hidden: int, limit: int | None, readings: Sequence[Reading]) -> StreamView:
     evaluation = judged.evaluation
     window = evaluation.window
     order = np.argsort(-judged.rank, kind="stable")[:limit].tolist()
@@ -168,7 +187,10 @@ def _stream(judged: Judged, hidden: int, limit: int | None) -> StreamView:
         score=float(np.fmax.reduce(judged.score, initial=0.0)),
         severe_score=float(np.fmax.reduce(judged.severe, initial=0.0)),
         episode=evaluation.episode, since=evaluation.since,
-        columns=[_column(judged, row) for row in order], columns_total=len(judged.frame.columns), columns_hidden=hidden)
+        columns=[_column(judged, row) for row in order], columns_total=len(judged.frame.columns), columns_hidden=hidden,
+        detectors=[DetectorView(
+            reading.detector, reading.column, reading.role, reading.pane, reading.end, reading.score, reading.drift,
+            reading.threshold, reading.null, reading.corrected) for reading in readings])
 
 
 def _column(judged: Judged, row: int) -> ColumnView:

@@ -88,13 +88,14 @@ class _Reader:
     def column(self, column: StreamColumn) -> NDArray[np.float64] | Sequence[str | None]:
         """The values of a column; where the path has none, the first alias that has one."""
         found = [array for path in column.paths if (array := self.find(path)) is not None]
-        read = self._numbers if column.kind == "numeric" else self._texts
+        read = {"numeric": self._numbers, "embedding": self._vectors}.get(column.kind, self._texts)
         results: list[Any] = [read(array, column) for array in found]
         if not results:
-            return np.full(len(self.table), math.nan) if column.kind == "numeric" else [None] * len(self.table)
+            shape = (len(self.table), column.dim) if column.dim else len(self.table)
+            return np.full(shape, math.nan) if column.kind in ("numeric", "embedding") else [None] * len(self.table)
         first = results[0]
         for other in results[1:]:
-            if column.kind == "numeric":
+            if column.kind in ("numeric", "embedding"):
                 first = np.where(np.isnan(first), other, first)
             else:
                 first = [b if a is None else a for a, b in zip(first, other, strict=True)]
@@ -116,6 +117,27 @@ class _Reader:
             return np.full(len(array), math.nan)
         self.refuse(np.isinf(numbers), "type", f"expected a finite number in column {column.name}")
         return np.asarray(numbers, dtype=np.float64)
+
+    def _vectors(self, array: pa.ChunkedArray, column: StreamColumn) -> NDArray[np.float64]:
+        """Lists of numbers as float64 (n, dim)."""
+        kind, dim = array.type, column.dim
+        found = np.full((len(array), dim), math.nan)
+        present = array.is_valid().to_numpy().astype(bool)
+        if pa.types.is_null(kind):
+            return found
+        entry = kind.value_type if is_list(kind) else None
+        if entry is None or not (pa.types.is_integer(entry) or pa.types.is_floating(entry) or pa.types.is_decimal(entry)):
+            hint = "; CSV has no lists, give Parquet or JSON lines" if self.is_text else ""
+            self.refuse(present, "type", f"expected lists of {dim} numbers, got {kind} in column {column.name}{hint}")
+            return found
+        lengths = pc.list_value_length(array).fill_null(dim).to_numpy()
+        self.refuse(lengths != dim, "type", f"expected a list of {dim} numbers in column {column.name}")
+        usable = present & (lengths == dim)
+        entries = pc.list_flatten(array.filter(pa.array(usable))).cast(pa.float64(), safe=False).fill_null(math.nan)
+        found[usable] = entries.to_numpy().reshape(-1, dim)
+        self.refuse(np.isinf(found).any(axis=1), "type", f"expected finite numbers in column {column.name}")
+        found[np.isnan(found).any(axis=1)] = math.nan
+        return found
 
     def _parsed(self, array: pa.ChunkedArray, name: str) -> NDArray[np.float64]:
         """Numbers from text cells: all at once, or, if one of them is no number, cell by cell."""
@@ -141,7 +163,7 @@ class _Reader:
             self.refuse(array.is_valid().to_numpy(), "type", f"expected text, got {kind} in column {column.name}")
             return [None] * len(array)
         values = _listed(array)
-        if column.kind == "category":
+        if column.kind in ("category", "text"):
             return values if is_string else [category_text(value) for value in values]
         if self.is_text:
             values = [None if value is None else {"1": 1, "0": 0}.get(value, value.lower()) for value in values]
@@ -164,6 +186,11 @@ class _Reader:
         scaled = numbers * 1000 + 5e-4 if unit == "seconds" else numbers
         usable = np.isfinite(scaled) & (np.abs(scaled) < 2**62)
         return np.where(usable, np.floor(np.where(usable, scaled, 0)), -1).astype(np.int64)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _listed(array: pa.ChunkedArray) -> list[Any]:

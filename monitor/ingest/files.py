@@ -5,8 +5,9 @@ stored state says where to go on as it does for Kafka. JSON lines go through the
 they would from a topic; Parquet and CSV as tables of `BLOCK_ROWS` rows. CSV cells are read as text and become numbers
 in the decoder, by the schema and not by a guess. An event without a time of its own has its file's modification time.
 
-Memory: one block, or one Parquet row group's pages. A file that is broken ends the source with its name and line; a bad
-*row* does not, it is refused by the decoder. Neighbours: `tables` reads whole files for `tidemark fit`.
+Memory: one block, which is shorter where rows are wide, or one Parquet row group's pages. A file that is broken ends
+the source with its name and line; a bad *row* does not, it is refused by the decoder. Neighbours: `tables` reads whole
+files for `tidemark fit`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from monitor.flow import Batch, Part, TopicPartition
 from monitor.ingest.columnar import TEXT_CELLS
 
 BLOCK_ROWS = 10_000
+#: A block ends here, too: rows with vectors or texts may take some 10 kB each, and more once they are decoded.
+BLOCK_BYTES = 16 << 20
 _CSV_BLOCK_BYTES = 1 << 20
 _LINE_BYTES = 64 << 20                              # longer ones are no lines: probably not JSON lines at all
 
@@ -117,11 +120,12 @@ def _parquet(path: Path, start: int) -> Blocks:
     row = 0
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
+            rows, size = file.metadata.row_group(group).num_rows, file.metadata.row_group(group).total_byte_size
             if row + rows <= start:
                 row += rows
                 continue
-            for batch in file.iter_batches(batch_size=BLOCK_ROWS, row_groups=[group]):
+            block_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES * rows // max(size, 1)))
+            for batch in file.iter_batches(batch_size=block_rows, row_groups=[group]):
                 yield row, pa.Table.from_batches([batch])
                 row += len(batch)
     yield row, ()
@@ -147,7 +151,7 @@ def _csv(path: Path, start: int) -> Blocks:
 
 
 def _lines(path: Path, start: int) -> Blocks:
-    row, line = 0, 0
+    row, line, size = 0, 0, 0
     block: list[bytes] = []
     with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
         try:
@@ -158,9 +162,10 @@ def _lines(path: Path, start: int) -> Blocks:
                 if not (text := text.strip()):
                     continue
                 block.append(text)
-                if len(block) == BLOCK_ROWS:
+                size += len(text)
+                if len(block) == BLOCK_ROWS or size > BLOCK_BYTES:
                     yield row, block
-                    row, block = row + BLOCK_ROWS, []
+                    row, block, size = row + len(block), [], 0
         except (OSError, EOFError, zlib.error) as error:
             raise OSError(f"after line {line}: {error}") from None
     if block:

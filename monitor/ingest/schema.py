@@ -8,21 +8,23 @@ Paths. A path names keys from the outermost object inwards, separated by dots: `
 a dot is written with a backslash before it: `features.sepal\\.length`. A column without a path stands at
 `schema.prefix` followed by its name as *one* key, so a column called `sepal.length` needs nothing. Aliases are further
 paths, tried in order where the ones before them are missing; they are for fields that were renamed.
+
+Vectors. An `embedding` column is a list of numbers whose length the reference knows; a list of another length is refused.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from detectors.reference import Column
 from monitor.config import Schema, SchemaColumn
 from monitor.errors import ConfigError
 
-Kind = Literal["numeric", "category", "boolean"]
+Kind = Literal["numeric", "category", "boolean", "embedding", "text"]
 Path = tuple[str, ...]
 
 
@@ -31,12 +33,14 @@ class StreamColumn:
     """One column of the stream.
 
     paths : where its value stands: the path, then the aliases, each a tuple of keys
+    dim   : numbers in a vector of an embedding column; 0 for all other kinds
     """
 
     name: str
     kind: Kind
     role: str
     paths: tuple[Path, ...]
+    dim: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,17 @@ class StreamSchema:
         return (*self.label_names, *(("id",) if self.id else ()))
 
     @classmethod
-    def resolve(cls, schema: Schema, columns: Sequence[Column], where: str = "schema") -> StreamSchema:
-        """Join a monitor's `schema` with its reference's columns; `where` is the schema's path, for messages."""
+    def resolve(cls, schema: Schema, columns: Sequence[Column], where: str = "schema",
+                dimensions: Mapping[str, int] | None = None) -> StreamSchema:
+        """Join a monitor's `schema` with its reference's columns.
+
+        where : the schema's path, for messages      dimensions : lengths of the reference's vectors, by embedding column
+        """
         known = {column.name: column for column in columns}
         watched: list[StreamColumn] = []
         labels: list[StreamColumn] = []
         for column in columns:
-            resolved = _agree(column, schema, f"{where}.columns.{column.name}")
+            resolved = _agree(column, schema, f"{where}.columns.{column.name}", (dimensions or {}).get(column.name, 0))
             (labels if column.role == "label" else watched).append(resolved)
         for name, said in schema.columns.items():
             if name in known:
@@ -125,12 +133,15 @@ def _paths(said: SchemaColumn | None, schema: Schema, name: str, where: str) -> 
     return tuple(dict.fromkeys([first, *aliases]))
 
 
-def _agree(column: Column, schema: Schema, where: str) -> StreamColumn:
+def _agree(column: Column, schema: Schema, where: str, dim: int) -> StreamColumn:
     """The column as the reference has it, at the place that the configuration says."""
     said = schema.columns.get(column.name)
     kind = column.kind
-    if kind not in ("numeric", "category", "boolean"):
-        raise ConfigError(f"{where}.kind: expected numeric, category or boolean in the reference, got {kind!r}; "
+    if kind not in get_args(Kind):
+        raise ConfigError(f"{where}.kind: expected one of {', '.join(get_args(Kind))} in the reference, got {kind!r}; "
+                          "make the reference anew with `tidemark fit`")
+    if kind == "embedding" and dim < 1:
+        raise ConfigError(f"{where}.kind: expected the length of its vectors from the reference, got none; "
                           "make the reference anew with `tidemark fit`")
     if said is not None and said.kind is not None and said.kind != kind:
         if not (kind == "category" and said.kind == "boolean"):     # a boolean is a category with two levels
@@ -140,15 +151,18 @@ def _agree(column: Column, schema: Schema, where: str) -> StreamColumn:
     if said is not None and said.role is not None and said.role != column.role:
         raise ConfigError(f"{where}.role: expected {column.role}, as in the reference, got {said.role}; "
                           "remove it here or make the reference anew with this role")
-    return StreamColumn(column.name, kind, column.role, _paths(said, schema, column.name, where))
+    return StreamColumn(column.name, kind, column.role, _paths(said, schema, column.name, where),
+                        dim if kind == "embedding" else 0)
 
 
 def _label(name: str, said: SchemaColumn, schema: Schema, watched: Iterable[StreamColumn], where: str) -> StreamColumn:
     """A label column; without a kind it has that of the one prediction."""
     kinds = {column.kind for column in watched if column.role == "prediction"}
     kind = said.kind or (kinds.pop() if len(kinds) == 1 else None)
-    if kind is None:
-        raise ConfigError(f"{where}.kind: expected numeric, category or boolean for this label, got nothing; "
+    if kind == "text":
+        kind = "category"                           # a label is compared with the prediction, whatever its length
+    if kind is None or kind == "embedding":
+        raise ConfigError(f"{where}.kind: expected numeric, category or boolean for this label, got {kind or 'nothing'}; "
                           "say it, since the reference has not exactly one kind of prediction to take it from")
     return StreamColumn(name, kind, "label", _paths(said, schema, name, where))
 
@@ -159,10 +173,14 @@ def _unknown(name: str, known: Iterable[str], where: str) -> ConfigError:
     return ConfigError(f"{where}: expected a column of the reference (or role: label), got {name!r}; {hint}")
 
 
+def _kind_in_words(column: StreamColumn) -> str:
+    return f"embedding of {column.dim} numbers" if column.dim else column.kind
+
+
 def _refuse_collisions(schema: StreamSchema, where: str) -> None:
     """One place holds one kind of value, and either a value or an object."""
     uses: dict[Path, tuple[str, str]] = {}
-    places: list[tuple[Path, str, str]] = [(path, column.kind, f"{where}.columns.{column.name}")
+    places: list[tuple[Path, str, str]] = [(path, _kind_in_words(column), f"{where}.columns.{column.name}")
                                            for column in (*schema.columns, *schema.labels) for path in column.paths]
     if schema.timestamp:
         places.append((schema.timestamp, "a time", f"{where}.timestamp"))

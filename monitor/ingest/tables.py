@@ -3,8 +3,8 @@
 Unlike the stream's decoder there is no schema yet: every column is taken as it comes, nested objects become dotted
 names, and `detectors` proposes what each one is. Values become what they will be in the stream (`values`, `columnar`),
 so that a reference made here has the bins that the same values fall into later: cells of CSV are text that may be a
-number, an empty cell is missing, times are times and no numbers. Lists and bytes have no single value: they are no
-columns.
+number, an empty cell is missing, times are times and no numbers. Lists of numbers are vectors where all have one length;
+other lists, and bytes, are no columns.
 
 Memory: the data set once as columns. Errors name the file and, where it has lines, the line. Neighbours: `files` and
 `columnar` read the same formats as a stream.
@@ -28,8 +28,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from detectors.embedding import vectors
 from monitor.errors import ConfigError, SourceFailed
 from monitor.ingest.columnar import _MISSING_TEXTS as MISSING_TEXTS
+from monitor.ingest.columnar import is_list
 from monitor.ingest.files import file_format
 from monitor.ingest.values import TRUTH, category_text
 
@@ -44,7 +46,8 @@ _WHOLE_MAX = 2**1023
 class DataSet:
     """Rows as columns.
 
-    columns : numbers as float64 or int64 arrays, times as datetime64[ms], everything else as lists with None for missing
+    columns : numbers as float64 or int64 arrays, times as datetime64[ms], vectors of one length as float64 (n, length) with
+              NaN for missing, everything else as lists with None for missing
     paths   : of the columns that sit in nested objects, the path as `schema.columns.*.path` writes it
     """
 
@@ -80,15 +83,22 @@ def from_documents(documents: Iterable[Mapping[str, Any]]) -> DataSet:
         row: dict[str, Any] = {}
         _flatten(document, "", "", row, paths, 0)
         rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return DataSet({name: [row.get(name) for row in rows] for name in names},
-                   {name: path for name, path in paths.items() if name in names and path != _escaped(name)})
+    columns: dict[str, Values] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = _gathered([row.pop(name, None) for row in rows])           # popped: vectors are held once
+        if values is not None:
+            columns[name] = values
+    return DataSet(columns, {name: path for name, path in paths.items() if name in columns and path != _escaped(name)})
 
 
 def as_kind(name: str, values: Values, kind: str) -> Any:
     """A raw column as the kind that it was decided to be; ConfigError for a value that cannot be one."""
     if _are_times(values):
         raise ConfigError(f"column {name}: expected numbers or text, got times; leave it out with --ignore {name}")
+    if kind == "embedding":
+        return _as_vectors(name, values)
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        raise ConfigError(f"column {name}: expected one value per row, got vectors; leave the column as the embedding it is")
     if kind == "numeric":
         if isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
             return values.astype(float)
@@ -102,7 +112,36 @@ def as_kind(name: str, values: Values, kind: str) -> Any:
         if wrong is not None:
             raise ConfigError(f"column {name}: expected true or false, got {str(wrong)[:60]!r}; take it with --category {name}")
         return [TRUTH[value] for value in plain]
+    wrong = next((value for value in plain if isinstance(value, (list, np.ndarray))), None)
+    if wrong is not None:
+        raise ConfigError(f"column {name}: expected one value per row, got lists; leave it out with --ignore {name}")
     return [category_text(value) for value in plain]
+
+
+def _as_vectors(name: str, values: Values) -> NDArray[np.float64]:
+    try:
+        found = vectors(values)
+    except ValueError as error:
+        raise ConfigError(f"column {name}: {error}; or leave it out with --ignore {name}") from None
+    if not found.shape[1]:
+        raise ConfigError(f"column {name}: expected vectors, got none in any row; leave it out with --ignore {name}")
+    return found
+
+
+def _gathered(values: list[Any]) -> Values | None:
+    """A column of JSON values; vectors of one length as a matrix, None for lists that have no values to watch."""
+    kinds = set(map(type, values)) - {type(None)}
+    if not kinds & {list, np.ndarray}:
+        return values
+    return None if list in kinds else _stacked(values)
+
+
+def _stacked(values: list[Any]) -> Values:
+    """Vectors as a matrix if they have one length and nothing else is among them; else as they are."""
+    if not all(value is None or isinstance(value, np.ndarray) for value in values):
+        return values
+    lengths = {len(value) for value in values if value is not None}
+    return vectors(values) if len(lengths) == 1 and 0 not in lengths else values
 
 
 def _read_file(path: Path, text: Collection[str]) -> DataSet:
@@ -191,7 +230,7 @@ def _from_table(path: Path, table: pa.Table, *, cells: bool = False, text: Colle
 
 
 def _values(array: pa.ChunkedArray) -> Values | None:
-    """One column of a typed table; None for a type that has no single value, such as a list or bytes."""
+    """One column of a typed table; None for a type that has no values to watch, such as bytes or a list of texts."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         array, kind = array.cast(kind.value_type), kind.value_type
@@ -204,7 +243,24 @@ def _values(array: pa.ChunkedArray) -> Values | None:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         values: list[Any] = array.to_pylist()
         return values
-    return None
+    return _lists(array) if is_list(kind) else None
+
+
+def _lists(array: pa.ChunkedArray) -> Values | None:
+    """Vectors of a typed table: a matrix, or a list of vectors where their lengths differ; None for other lists."""
+    entry = array.type.value_type
+    if not (pa.types.is_integer(entry) or pa.types.is_floating(entry) or pa.types.is_decimal(entry)):
+        return None
+    lengths = pc.list_value_length(array).drop_null().unique().to_pylist()
+    entries = pc.list_flatten(array.drop_null()).cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
+    present = array.is_valid().to_numpy().astype(bool)
+    if len(lengths) == 1 and lengths[0]:
+        found = np.full((len(array), lengths[0]), np.nan)
+        found[present] = entries.reshape(-1, lengths[0])
+        return vectors(found)
+    counts = pc.list_value_length(array).fill_null(0).to_numpy()
+    pieces = np.split(entries, np.cumsum(counts)[:-1]) if len(counts) else []
+    return [piece if is_present else None for piece, is_present in zip(pieces, present.tolist(), strict=True)]
 
 
 def _cells(array: pa.ChunkedArray, *, stays_text: bool) -> Values:
@@ -229,10 +285,20 @@ def _flatten(document: Mapping[str, Any], prefix: str, where: str, row: dict[str
     for key, value in document.items():
         if isinstance(value, dict) and depth < DEPTH_MAX:
             _flatten(value, f"{prefix}{key}.", f"{where}{_escaped(key)}.", row, paths, depth + 1)
-        elif not isinstance(value, (list, dict)):
-            row[f"{prefix}{key}"] = value
+        elif not isinstance(value, dict):
+            row[f"{prefix}{key}"] = _packed(value) if isinstance(value, list) else value
             if depth:
                 paths[f"{prefix}{key}"] = f"{where}{_escaped(key)}"
+
+
+def _packed(value: list[Any]) -> Any:
+    """A list of numbers as an array, a quarter of its size; any other list as it is."""
+    if not set(map(type, value)) <= {int, float, type(None)}:
+        return value
+    try:
+        return np.array([np.nan if entry is None else float(entry) for entry in value])
+    except OverflowError:
+        return value
 
 
 def _escaped(key: str) -> str:
@@ -247,6 +313,9 @@ def _joined(parts: Sequence[DataSet]) -> DataSet:
     joined: dict[str, Values] = {}
     for name in names:
         pieces = [part.columns.get(name, [None] * len(part)) for part in parts]
+        if any(map(_holds_vectors, pieces)):
+            joined[name] = _stacked([value for piece in pieces for value in piece])
+            continue
         if any(_are_times(piece) for piece in pieces) and all(_are_times(piece) or not any(piece) for piece in pieces):
             pieces = [piece if _are_times(piece) else np.full(len(piece), np.datetime64("NaT", "ms")) for piece in pieces]
         if all(isinstance(piece, np.ndarray) for piece in pieces) and len({_are_times(piece) for piece in pieces}) == 1:
@@ -254,6 +323,10 @@ def _joined(parts: Sequence[DataSet]) -> DataSet:
         else:
             joined[name] = [value for piece in pieces for value in (piece.tolist() if isinstance(piece, np.ndarray) else piece)]
     return DataSet(joined, {name: path for part in parts for name, path in part.paths.items()})
+
+
+def _holds_vectors(values: Values) -> bool:
+    return values.ndim == 2 if isinstance(values, np.ndarray) else any(isinstance(value, np.ndarray) for value in values)
 
 
 def _are_times(values: Values) -> bool:

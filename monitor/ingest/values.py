@@ -4,9 +4,13 @@
     numeric    a finite number                                 float64; NaN where missing
     category   text, a whole or broken number, true or false   its text: 3 and 3.0 are "3", true is "true"
     boolean    true, false, 0, 1, "true", "false"              "true" or "false"
+    embedding  a list of as many finite numbers as the         float64 (n, length); NaN throughout where missing
+               reference's vectors have
+    text       as category                                     its text
     time       seconds or milliseconds since 1970, or RFC 3339 whole milliseconds since 1970, up to a day from now
 
-`null` and an absent key are missing; so is NaN. A number that stands where text is expected is common (0/1
+`null` and an absent key are missing; so is NaN. A vector with one missing entry is missing, for the rest of it has no
+place. A number that stands where text is expected is common (0/1
 predictions, ids), text where a number is expected is a producer's defect: the first is taken, the second refused.
 3.0 is "3" because pandas turns whole numbers into broken ones as soon as one of them is missing.
 """

@@ -25,12 +25,13 @@ only one step per launch is taken per turn. Neighbours: `trigger` makes launches
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from detectors.reference import Reference, ReferenceMismatch
+from detectors.reference import Column, Reference, ReferenceMismatch
 from monitor import config
 from monitor.errors import LaunchFailed
 from monitor.flow import FINAL_STATES, Launch, Launcher, LaunchState
@@ -61,13 +62,14 @@ class Retraining:
 
     def __init__(self, policies: Mapping[str, config.Retrain], ledger: Ledger, launchers: Mapping[str, Launcher], *,
                  save: Save, snapshot: Snapshot, reference: Callable[[str], Reference],
+                 labels: Mapping[str, Sequence[Column]] | None = None,
                  poll_seconds: float | None = None, rng: random.Random | None = None) -> None:
         """Put the parts together; nothing is called yet.
 
         launchers : by model            save : one transaction that stores this launch alone
         snapshot  : keeps the captured events for this launch and returns their folder, .../<launch id>/data;
                     repeating it is harmless
-        reference : the reference that a model is judged by now
+        reference : the reference that a model is judged by now      labels : by model, the columns of its labels
         """
         self.policies = policies
         self.ledger = ledger
@@ -75,6 +77,7 @@ class Retraining:
         self._store = save
         self._snapshot = snapshot
         self._reference = reference
+        self._labels = labels or {}
         self._poll_seconds = poll_seconds
         self._rng = rng or random.Random()
         self._polled: dict[str, float] = {}                 # launch id -> when we last asked; forgotten at a restart
@@ -163,8 +166,9 @@ class Retraining:
             data_uri = self._snapshot(launch).rstrip("/")
         except OSError as error:
             raise LaunchFailed(f"retrain.capture_uri: training data cannot be written: {error}", retry=True) from None
-        self._move(launch, "submitted", now, data_uri=data_uri, output_uri=output_beside(data_uri),
-                   progress="")
+        columns = [*self._reference(launch.model).columns, *self._labels.get(launch.model, ())]
+        told = json.dumps([{"name": column.name, "kind": column.kind, "role": column.role} for column in columns])
+        self._move(launch, "submitted", now, data_uri=data_uri, output_uri=output_beside(data_uri), columns=told, progress="")
 
     def _follow(self, launch: Launch, policy: config.Retrain, launcher: Launcher, now: float) -> None:
         """Step 3: ask how the job stands; end it when its time is over."""

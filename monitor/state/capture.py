@@ -5,7 +5,8 @@ transaction names it; a file that no checkpoint names is the leaving of a crash 
 events are exactly those that were counted, each once. Small files are merged into the last one until it holds
 `MERGE_ROWS`; the oldest files go when more than `capture_events` rows are kept.
 
-Columns: every watched column and label by its own name, `id` where the schema has one, `timestamp` in milliseconds.
+Columns: every watched column and label by its own name, `timestamp` in milliseconds, and `id`: the schema's, else the
+event's place as topic:partition:offset.
 Memory: the rows since the last checkpoint. Neighbours: `panes.kept` brings the rows, `store` names the files, a launch
 takes a `snapshot` that later captures do not change. This is the one module of the stage that knows pyarrow.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +81,7 @@ class Capture:
         removed: list[Captured] = []
         if self.files and self.files[-1].rows + table.num_rows <= MERGE_ROWS:
             last = self.files[-1]
-            table = pa.concat_tables([self._read(last, None), table])
+            table = pa.concat_tables([self._read(last, None), table], promote_options="default")
             removed.append(last)
         number = 1 + max((int(captured.file.split("-")[0]) for captured in self.files), default=0)
         times = table.column("timestamp").to_numpy()
@@ -137,9 +139,12 @@ class Capture:
         for name in self.names:
             values = merged.get(name)
             if isinstance(values, np.ndarray):
-                arrays[name] = pa.array(values, pa.float64(), from_pandas=True)     # NaN is missing
+                arrays[name] = _numbers(values)
             else:
                 arrays[name] = pa.array(values if values is not None else [None] * len(rows), pa.string())
+        if "id" not in arrays:
+            place = f"{rows.topic}:{rows.partition}:"
+            arrays["id"] = pa.array([f"{place}{offset}" for offset in rows.offsets.tolist()], pa.string())
         arrays["timestamp"] = pa.array(rows.times, pa.int64())
         return pa.table(arrays)
 
@@ -163,6 +168,14 @@ class Capture:
             file.flush()
             os.fsync(file.fileno())                 # the transaction that names it must not outlive it
         os.replace(f"{path}.tmp", path)
+
+
+def _numbers(values: np.ndarray[Any, np.dtype[np.float64]]) -> pa.Array:
+    """Numbers, or vectors as lists of one length; NaN, or a vector of NaN throughout, is missing."""
+    if values.ndim == 1:
+        return pa.array(values, pa.float64(), from_pandas=True)
+    missing = np.isnan(values).all(axis=1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=pa.array(missing))
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -18,7 +18,8 @@ the slower ones have come closer. So a backlog gives the same panes as live traf
 
 Cost: the partitions' parts of a batch are joined and grouped by pane, so that the reference counts few large sets
 and not many small ones: per event 1.5 us at 20 columns (polls of 4,000) and 7 us at 100 (polls of 1,000), a half and a
-quarter of what counting every part alone costs (`benchmarks/end_to_end`, stage `count`). Memory: open panes
+quarter of what counting every part alone costs (`benchmarks/end_to_end`, stage `count`). Rows are hashed and kept only
+for a stream whose `sampling` is set, because one of its detectors asks for rows (`state.sample`). Memory: open panes
 x rows x bins x 8 bytes, and at most one batch of waiting rows per partition.
 Neighbours: `ingest.decode` gives Rows, `state.store` writes what changed, `decide` judges what closed.
 """
@@ -26,7 +27,7 @@ Neighbours: `ingest.decode` gives Rows, `state.store` writes what changed, `deci
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -35,7 +36,9 @@ from numpy.typing import NDArray
 
 from detectors.profile import Profile
 from detectors.reference import Reference
-from monitor.flow import Batch, Clock, Refusal, Rows, TopicPartition, Window
+from monitor.flow import Batch, Clock, Columns, Refusal, Rows, Sample, TopicPartition, Window
+from monitor.state.notes import Notes, category_rows, closed_with, note_refusals, note_unseen
+from monitor.state.sample import Sampling, draw, in_time_order
 
 SEGMENT = "all"
 #: Below every real pane number, so that arithmetic needs no None.
@@ -50,6 +53,7 @@ class Position:
 
     next_offset: int
     clock: int = -1                                 # latest event time, milliseconds; -1 before the first event
+    in_a_row: int = 0                               # records refused since the last readable one
 
 
 @dataclass(slots=True)
@@ -73,12 +77,16 @@ class Stream:
     late: int = 0
     waiting: dict[TopicPartition, list[Rows]] = field(default_factory=dict)     # too far ahead to be counted yet
     ahead: dict[TopicPartition, int] = field(default_factory=dict)      # the clock at the first waiting event
+    sampling: Sampling | None = None                # the rows that are kept of each pane; None: none are
+    samples: dict[int, Sample] = field(default_factory=dict)            # of the open panes
+    notes: dict[int, Notes] = field(default_factory=dict)               # of the open panes; NO_PANE: before the first event
 
     def successor(self, version: str, reference: Reference) -> Stream:
         """The stream of the model's next version: no panes yet, at the offsets that this one has reached."""
-        positions = {key: Position(position.next_offset, position.clock) for key, position in self.positions.items()}
+        positions = {key: Position(position.next_offset, position.clock, position.in_a_row)
+                     for key, position in self.positions.items()}
         return Stream(self.model, version, self.topic, reference, self.pane_ms, self.lateness_ms, positions,
-                      outcomes=self.outcomes, late=self.late, waiting=self.waiting, ahead=self.ahead)
+                      outcomes=self.outcomes, late=self.late, waiting=self.waiting, ahead=self.ahead, sampling=self.sampling)
 
     def watermark(self, idle: frozenset[TopicPartition], assigned: frozenset[TopicPartition]) -> int:
         """Event time, in milliseconds, up to which we believe to have seen everything; -1 when nothing is known."""
@@ -158,6 +166,14 @@ class Panes:
         """The model's watermark in milliseconds since 1970; -1 when nothing is known."""
         return self.streams[model].watermark(self._idle(), self._assigned)
 
+    def silent_seconds(self, model: str) -> float | None:
+        """For how long every partition of the model has been read to its end and brought nothing; None if one has not."""
+        stream = self.streams[model]
+        mine = [key for key in self._assigned if key[0] == stream.topic]
+        if not mine or stream.waiting or self._ended or any(key not in self._silent_since for key in mine):
+            return None
+        return self._clock() - max(self._silent_since[key] for key in mine)
+
     def replace(self, stream: Stream) -> None:
         """Cut over to a new reference: its panes begin empty, at the offsets that the old ones had reached."""
         self.streams[stream.model] = stream
@@ -218,6 +234,8 @@ class Panes:
                 rows = _between(rows, first, int(rows.offsets[cut]))
                 running, wanted, open_from, panes = running[:cut], wanted[:cut], open_from[:cut], panes[:cut]
         self.refusals.extend(rows.refusals)
+        before = NO_PANE if position.clock < 0 else max(position.clock // stream.pane_ms, stream.last_decided + 1)
+        position.in_a_row = note_refusals(stream.notes, rows, panes, before, position.in_a_row)
         stream.outcomes.update(f"refused:{refusal.reason}" for refusal in rows.refusals)
         position.next_offset = max(position.next_offset, rows.next_offset)
         if not len(rows):
@@ -240,7 +258,9 @@ class Panes:
         stream.decided_panes += 1
         stream.decided_events += profile.events
         seconds = stream.pane_ms / 1000
-        return Window(stream.model, stream.version, SEGMENT, pane, pane * seconds, (pane + 1) * seconds, profile, skipped)
+        sample, notes = stream.samples.pop(pane, None), closed_with(stream.notes, pane)
+        return Window(stream.model, stream.version, SEGMENT, pane, pane * seconds, (pane + 1) * seconds, profile, skipped,
+                      None if sample is None else in_time_order(sample), notes.refused, notes.in_a_row, notes.unseen)
 
     def _lose(self, stream: Stream, key: TopicPartition, lost: int) -> None:
         """Records that retention took before they were read: counted as lost, and the next offset moves past them."""
@@ -283,18 +303,22 @@ def _between(rows: Rows, first: int, following: int) -> Rows:
         others={name: values[start:end] for name, values in rows.others.items()})
 
 
-Columns = Mapping[str, NDArray[np.float64] | Sequence[str | None]]
-
-
 def _count(stream: Stream, parts: Sequence[tuple[Rows, NDArray[np.int64]]]) -> None:
     """Add the events of a batch to the open panes, all of its parts at once."""
     distinct, group = np.unique(np.concatenate([panes for _, panes in parts]), return_inverse=True)
     columns = _joined([rows.columns for rows, _ in parts])
     profiles = stream.reference.profiles(columns, group, len(distinct))
+    categories, seen = category_rows(stream.reference), set()
     for pane, profile in zip(distinct.tolist(), profiles, strict=True):         # turns: panes, usually one to forty
         known = stream.open.get(pane)
         stream.open[pane] = profile if known is None else known + profile
         stream.changed.add(pane)
+        seen.update(categories[profile.counts[categories[:, 0], categories[:, 1]] > 0, 0].tolist())
+    if seen:
+        note_unseen(stream.notes, stream.reference, columns, distinct[group], sorted(seen))
+    if stream.sampling is not None:
+        stream.samples.update(draw(
+            stream.sampling, stream.samples, [rows for rows, _ in parts], columns, distinct, group))
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:

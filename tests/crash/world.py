@@ -92,6 +92,7 @@ def state(folder: Path) -> dict[str, object] | None:
     db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
     try:
         panes = db.execute("SELECT version, pane, events, decided, profile FROM panes ORDER BY version, pane").fetchall()
+        samples = db.execute("SELECT version, pane, document FROM samples ORDER BY version, pane").fetchall()
         positions = db.execute("SELECT partition, next_offset, clock FROM positions ORDER BY partition").fetchall()
         counters = [json.loads(row[0]) for row in db.execute("SELECT counters FROM streams")]
         alarms = [json.loads(row[0]) for row in db.execute("SELECT document FROM alarms ORDER BY seq")]
@@ -101,5 +102,5 @@ def state(folder: Path) -> dict[str, object] | None:
         return None
     finally:
         db.close()
-    return {"panes": panes, "positions": positions, "counters": counters, "alarms": alarms, "decisions": decisions,
-            "launches": launches}
+    return {"panes": panes, "samples": samples, "positions": positions, "counters": counters, "alarms": alarms,
+            "decisions": decisions, "launches": launches}

@@ -10,7 +10,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from detectors.distances import display
+from detectors.comparison import display
 from monitor.expose.api import Server, application
 from monitor.expose.exporter import Exporter
 from tests.catalogue import differences

@@ -52,8 +52,8 @@ def watch(columns, data, *, reference_rows, pane_rows, ignore_below=0.1):
     return SimpleNamespace(reference=reference, alarms=found, firing=judge.states["m"].alarm.firing)
 
 
-def rows_of(run, state):
-    return [row for row, state_, _ in run.alarms if state_ == state]
+def rows_of(run, state, kind=None):
+    return [row for row, state_, alarm in run.alarms if state_ == state and (kind is None or alarm.kind == kind)]
 
 
 NOT_WATCHED = {"row", "shuffled_row", "year", "employed"}
@@ -107,7 +107,7 @@ def test_the_insects_alarm_when_the_temperature_changes_under_a_reference_too_de
     run = watch(columns, data, reference_rows=4830, pane_rows=50)
     assert "too dependent or too short" in run.reference.inadequate
     assert run.reference.m_eff < 50
-    raised, severe = rows_of(run, "raised"), rows_of(run, "severe")
+    raised, severe = rows_of(run, "raised", "drift"), rows_of(run, "severe")
     assert 10_500 <= raised[0] <= 11_700
     assert severe[0] <= 11_700
     assert len(raised) == 1
@@ -128,5 +128,6 @@ def test_the_threshold_of_the_census_counts_every_comparison(census, shared_data
     reference = Reference.fit({name: values[:55_535] for name, values in data.items()}, columns, model="m", version="1")
     bins = sum(row.binning.scan_bins for row in reference.records)
     scan = Scan(reference, panes_per_false_alarm=4000)
-    assert scan.tests == 16 * (4 * 18 + bins)
+    assert len(reference.rows) == 18 + 13
+    assert scan.tests == 16 * (4 * 31 + bins)
     assert np.isclose(scan.alpha * scan.tests * 4000, 1)

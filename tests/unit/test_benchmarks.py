@@ -61,4 +61,4 @@ def test_events_have_the_size_that_the_figures_are_stated_for(features, size):
     assert all(list(value["features"]) == [column.name for column in columns_of(features)] for value in values)
     nulls = np.mean([field is None for value in values for field in value["features"].values()])
     assert 0.003 < nulls < 0.02
-    assert len(reference_of(features, 300).rows) == features
+    assert len(reference_of(features, 300).columns) == features

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from detectors.reference import Reference
 from monitor.cli import COMMANDS, main
 
 START_MS = 1_700_000_000_000
@@ -162,7 +163,32 @@ def test_empty_cells_of_a_csv_are_missing_in_fit_as_in_the_stream(tidemark, tmp_
     assert tidemark("fit", "a.csv", "-o", "r.json", "--model", "m", "--category", "zip", "--quiet")[0] == 0
     code, out, _ = tidemark("check", "r.json", "a.csv", "--json")
     assert code == 0
-    assert {column["psi"] for column in json.loads(out)["columns"]} == {0.0}
+    assert {column["psi"] for column in json.loads(out)["columns"] if column["role"] != "joint"} == {0.0}
+
+
+@pytest.mark.parametrize(("days", "is_short"), [(2, True), (4, False)])
+def test_a_declared_season_needs_three_cycles(tidemark, tmp_path, days, is_short):
+    x = np.random.default_rng(5).normal(size=6_000).tolist()
+    write_csv(tmp_path / "a.csv", [{"x": x[i], "ts": 1_700_000_000 + i * days * 86_400 // 6_000} for i in range(6_000)])
+    assert tidemark("fit", "a.csv", "-o", "r.json", "--model", "m", "--timestamp", "ts", "--season-hours", "24",
+                    "--sample-rows", "0", "--quiet")[0] == 0
+    reference = Reference.load(tmp_path / "r.json")
+    assert ("2.0 cycles of the declared season" in reference.inadequate) is is_short
+    assert reference.cycles == pytest.approx(days, rel=0.01)
+    assert reference.sample is None
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (("--season-hours", "24"), "--season-hours: expected --timestamp beside it"),
+    (("--season-hours", "0", "--timestamp", "ts"), "--season-hours: expected hours above 0"),
+    (("--season-hours", "24", "--timestamp", "c"), "--season-hours: expected event times in column 'c'"),
+    (("--sample-rows", "-1"), "--sample-rows: expected a whole number >= 0"),
+])
+def test_a_season_that_cannot_be_measured_is_one_line(tidemark, tmp_path, flags, says):
+    write_csv(tmp_path / "a.csv", [{"x": i % 97, "c": "noon", "ts": i} for i in range(300)])
+    code, out, err = tidemark("fit", "a.csv", "-o", "r.json", "--model", "m", *flags)
+    assert (code, out) == (2, "")
+    assert says in err
 
 
 # -- check -------------------------------------------------------------------------------------------------------------
@@ -273,11 +299,33 @@ def test_check_config_says_budget_threshold_and_smallest_shift(data, tidemark, t
     assert code == 0
     assert "6 columns from files" in out
     assert "False alarms accepted: 1 per 30 days, which is one in 259,200 panes" in out
-    assert re.search(r"With 6,000 reference events \(worth 6,000 independent ones\) the smallest shift .* 0\.\d\d s\.d\.", out)
+    assert re.search(r"With 6,000 reference events \(worth [\d,]+ independent ones\) the smallest shift .* 0\.\d\d s\.d\.", out)
     assert "Retraining by the local launcher when the effect is surely above 0.3 s.d." in out
     facts = json.loads(tidemark("check-config", "-c", config, "--json")[1])["m"]
     assert facts["panes_per_false_alarm"] == 259_200
     assert facts["effective_reference_events"] <= facts["reference_events"]
+
+
+def test_check_config_says_what_is_observed_besides_and_what_it_costs(data, tidemark, tmp_path):
+    keys = PANE + """
+    detectors:
+      - {name: psi, columns: [x, country], threshold: 0.2}
+      - {name: cusum, columns: [x], sample_rows: 50, window_panes: 8}
+"""
+    config = configured(tmp_path, entry_of(data), data / "live.jsonl", keys)
+    code, out, _ = tidemark("check-config", "-c", config)
+    assert code == 0
+    text = " ".join(out.split())
+    assert ("Observed besides, without alarm or retraining: psi of x, country (drift from 0.2); from the counts at every pane "
+            "end that is due, about a millisecond.") in text
+    assert "Observed besides, without alarm or retraining: cusum of x (drift from 5); value by value from the kept rows" in text
+    assert "at most 50 rows of 1 column are kept of each pane, in the state, too, 8 panes back." in text
+    facts = json.loads(tidemark("check-config", "-c", config, "--json")[1])["m"]
+    assert facts["detectors"] == {"psi": ["x", "country"], "cusum": ["x"]}
+    plain = configured(tmp_path, entry_of(data), data / "live.jsonl", PANE)
+    without = json.loads(tidemark("check-config", "-c", plain, "--json")[1])["m"]
+    assert facts["memory_bytes"] - without["memory_bytes"] == 50 * (8 + 4 * 8) * (500 + 8)
+    assert facts["series"] - without["series"] == 4 + 2 * 4 + 4 + 4
 
 
 # -- explain and the state ---------------------------------------------------------------------------------------------
@@ -287,12 +335,12 @@ def test_explain_tells_the_state_of_a_finished_run(data, tidemark, tmp_path):
     run_service(config)
     code, out, err = tidemark("explain", "m", "-c", config)
     assert (code, err) == (0, "")
-    assert "m drifts, surely above retrain.above: episode 1, kind drift." in out
+    assert "m drifts, surely above retrain.above: episode 1." in out
     assert re.search(r"x +│ [\d.]+ +│ \d+ panes?, [\d,]+ events +│ 0\.\d\d s\.d\. +│ moved: mean \+\d\.\d\d\d s\.d\. \[", out)
     assert re.search(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ  launch [0-9a-f]{12}: ", out, re.M)
     answer = json.loads(tidemark("explain", "m", "-c", config, "--json")[1])
     assert [alarm["state"] for alarm in answer["alarms"]] == ["raised", "severe"]
-    assert len(answer["columns"]) == 6
+    assert len(answer["columns"]) == 6 + 7            # and joint rows
 
 
 def test_explain_reads_beside_the_process_that_holds_the_state(data, tidemark, tmp_path):
@@ -442,7 +490,11 @@ def test_each_mistake_is_one_line_and_exit_code_2(data, tidemark, tmp_path, argu
     ("reference: REF, version: '9'", "expected a reference of version '9', got '1'"),
     ("reference: REF, schema: {columns: {contry: {path: c}}}", "got 'contry'; did you mean 'country'?"),
     ("reference: REF, schema: {columns: {x: {kind: category}}}", "monitors[0].schema.columns.x.kind: expected numeric"),
-    ("reference: REF, schema: {timestamp: a..b}", "monitors[0].schema.timestamp: expected keys separated by single dots")])
+    ("reference: REF, schema: {timestamp: a..b}", "monitors[0].schema.timestamp: expected keys separated by single dots"),
+    ("reference: REF, detectors: [{name: psi}, {name: kss}]",
+     "monitors[0].detectors[1].name: expected a known name, got 'kss'; did you mean 'ks'?"),
+    ("reference: REF, detectors: [{name: ks, columns: [x, country]}]",
+     "monitors[0].detectors[0].columns[1]: expected a column of kind numeric for ks, got 'country' of kind category")])
 @pytest.mark.parametrize("command", ["check-config", "run"])
 def test_what_the_reference_contradicts_is_one_line(data, tidemark, tmp_path, keys, line, command):
     config = configured(tmp_path, f"monitors:\n  - {{model: m, topic: t, {keys.replace('REF', str(data / 'ref.json'))}}}",

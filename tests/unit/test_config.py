@@ -330,7 +330,21 @@ WRONG = [
      "monitors[0].schema.prefix: expected text, got 3; put it in quotes"),
     (monitor("'${HOME}': 3"),
      "monitors[0].${HOME}: expected a known key, "
-     "got `${HOME}`; known here: alarm, model, pane, reference, retrain, schema, topic, version"),
+     "got `${HOME}`; known here: alarm, detectors, model, pane, quality, reference, retrain, schema, topic, version"),
+    (monitor('detectors: [{name: psi}, {name: psi}]'),
+     "monitors[0].detectors[1].name: expected a detector that is named once, got 'psi' as in monitors[0].detectors[0]; "
+     "put their columns together"),
+    (monitor('detectors: [{name: psi, columns: [a, b, a]}]'),
+     "monitors[0].detectors[0].columns[2]: expected each column once, got 'a' again; remove one"),
+    (monitor('detectors: [{name: psi, colums: [a]}]'),
+     "monitors[0].detectors[0].colums: expected a known key, got `colums`; did you mean `columns`?"),
+    (monitor('detectors: [{columns: [a]}]'), "monitors[0].detectors[0].name: expected a value, got none; add it"),
+    (monitor('detectors: [{name: psi, window_panes: 129}]'),
+     "monitors[0].detectors[0].window_panes: expected a whole number <= 128, got 129; mend it"),
+    (monitor('detectors: [{name: psi, sample_rows: 9}]'),
+     "monitors[0].detectors[0].sample_rows: expected a whole number >= 10, got 9; mend it"),
+    (monitor('detectors: [{name: psi, threshold: .inf}]'),
+     "monitors[0].detectors[0].threshold: expected a finite number, got inf; mend it"),
 ]
 
 

@@ -29,10 +29,11 @@ class Memory(MemorySource):
         return {(TOPIC, partition): self.left for partition in range(world.PARTITIONS)}
 
 
-def configuration(folder, **retrain):
+def configuration(folder, detectors=(), **retrain):
     tree = yaml.safe_load(world.configuration(folder, "127.0.0.1:9", TOPIC, promote=True).read_text())
     tree["service"]["dead_letters"] = "none"
     tree["monitors"][0]["retrain"] |= {"collect_events": 10**9, **retrain}
+    tree["monitors"][0]["detectors"] = list(detectors)
     return parse(yaml.safe_dump(tree))
 
 
@@ -195,4 +196,27 @@ def test_an_alarm_that_stays_severe_is_offered_again_when_the_budget_allows_it(m
     again = make(Memory([Batch(parts=tuple(late), assigned=assigned)]), max_per_week=2)
     again.run()
     assert [(d.outcome, d.reason) for d in again.trigger.ledger.decisions] == [("no", "budget"), ("launch", "")]
-    assert [alarm.state for alarm in again.alarms] == ["raised", "severe"]
+    assert [alarm.state for alarm in again.alarms if not alarm.cause] == ["raised", "severe"]
+
+
+@pytest.mark.parametrize("varies", [True, False])
+def test_after_a_cut_over_further_detectors_look_at_the_new_reference_or_are_left_where_they_do_not_fit_it(
+    make, tmp_path, varies, caplog
+):
+    """A series is standardised with its reference's s.d.: one under which the column is constant is told, and no more."""
+    stages = make(detectors=[{"name": "psi", "columns": ["x"]}, {"name": "cusum", "columns": ["x"]}],
+                  promote={"type": "file", "path": str(tmp_path / "p.json"), "settle_seconds": 0})
+    stages.run()
+    assert {reading.detector for reading in stages.observer.readings("m")} == {"psi", "cusum"}
+    launch = promoted(stages, tmp_path)
+    data = {"x": [float(n % 7 if varies else 7) for n in range(1000)], "c": ["a", "b"] * 500, "y": ["0", "1"] * 500}
+    columns = stages.judge.scans["m"].reference.columns
+    Reference.fit(data, columns, model="m", version="2").save(tmp_path / "new.json")
+    stages.advance()
+    stream = stages.panes.streams["m"]
+    assert stream.version == "2"
+    assert stages.trigger.ledger.launches[launch.id].cut_over_at > 0
+    assert stages.observer.readings("m") == ()      # nothing of the old reference is shown for the new one
+    assert (stream.sampling is not None) is varies
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == (
+        [] if varies else ["Further detectors left."])

@@ -68,7 +68,7 @@ def test_one_csv_cell_of_text_makes_the_column_text(tmp_path):
 
 
 def test_nested_objects_are_dotted_names_and_say_their_path(tmp_path):
-    found = read_files([lines_of(tmp_path / "a.jsonl", [{"f": {"x": 1, "k.ey": 2}, "a.b": 3, "list": [1]}])])
+    found = read_files([lines_of(tmp_path / "a.jsonl", [{"f": {"x": 1, "k.ey": 2}, "a.b": 3, "list": ["a"]}])])
     assert found.columns == {"f.x": [1], "f.k.ey": [2], "a.b": [3]}
     assert found.paths == {"f.x": "f.x", "f.k.ey": "f.k\\.ey"}
 
@@ -85,7 +85,7 @@ def test_typed_columns_become_numbers_text_truth_values_or_times(tmp_path):
         tmp_path / "a.parquet", whole=pa.array([1, None], pa.int64()), dictionary=pa.array(["a", None]).dictionary_encode(),
         numbers=pa.array([1.5, 2.5]).dictionary_encode(), decimal=pa.array([1, None], pa.decimal128(5, 2)),
         date=pa.array([day, None]), instant=pa.array([dt.datetime(2024, 1, 2), None], pa.timestamp("us", "UTC")),
-        nothing=pa.nulls(2), bytes=pa.array([b"a", b"b"]), items=pa.array([[1], [2]]))
+        nothing=pa.nulls(2), bytes=pa.array([b"a", b"b"]), items=pa.array([["a"], ["b"]]))
     columns = read_files([path]).columns
     assert {name: listed(columns[name]) for name in ("whole", "dictionary", "numbers", "decimal", "nothing")} == {
         "whole": [1.0, None], "dictionary": ["a", None], "numbers": [1.5, 2.5], "decimal": [1.0, None], "nothing": [None, None]}
@@ -184,3 +184,56 @@ def test_documents_of_a_topic_are_flattened_the_same_way():
     found = from_documents([{"a": {"b": 1}}, {"c": None}])
     assert found.columns == {"a.b": [1, None], "c": [None, None]}
     assert found.paths == {"a.b": "a.b"}
+
+
+def test_lists_of_numbers_are_vectors_in_every_format_that_has_lists(tmp_path):
+    rows = [{"e": [1, 2.5]}, {"e": None}, {"e": [3, None]}]
+    expected = [[1, 2.5], [np.nan] * 2, [np.nan] * 2]
+    for path in (lines_of(tmp_path / "a.jsonl", rows), parquet(tmp_path / "a.parquet", e=[row["e"] for row in rows]),
+                 parquet(tmp_path / "b.parquet", e=pa.array([row["e"] for row in rows], pa.list_(pa.float32(), 2)))):
+        found = read_files([path]).columns["e"]
+        np.testing.assert_array_equal(expected, found)
+        np.testing.assert_array_equal(expected, as_kind("e", found, "embedding"))
+
+
+def test_vectors_in_nested_objects_say_their_path(tmp_path):
+    found = read_files([lines_of(tmp_path / "a.jsonl", [{"f": {"e": [1, 2], "names": ["a"]}}])])
+    assert list(found.columns) == ["f.e"]
+    assert found.paths == {"f.e": "f.e"}
+
+
+def test_files_with_vectors_of_one_length_become_one_matrix(tmp_path):
+    paths = [parquet(tmp_path / "a.parquet", e=[[1.0, 2.0]]), lines_of(tmp_path / "b.jsonl", [{"e": [3, 4]}, {"e": None}]),
+             lines_of(tmp_path / "c.jsonl", [{"other": 1}])]
+    np.testing.assert_array_equal([[1, 2], [3, 4], [np.nan] * 2, [np.nan] * 2], read_files(paths).columns["e"])
+
+
+@pytest.mark.parametrize("other", [[1.0], "text", 3.0])
+def test_what_is_not_vectors_throughout_can_be_no_embedding(tmp_path, other):
+    found = read_files([parquet(tmp_path / "a.parquet", e=[[1.0, 2.0]] * 2), lines_of(tmp_path / "b.jsonl", [{"e": other}])])
+    with pytest.raises(ConfigError, match="column e: embedding: expected") as refused:
+        as_kind("e", found.columns["e"], "embedding")
+    assert str(refused.value).isprintable()
+
+
+def test_lists_of_different_lengths_stay_lists_of_vectors(tmp_path):
+    rows = [{"e": [1, 2]}, {"e": None}, {"e": [3]}, {"e": []}]
+    for path in (lines_of(tmp_path / "a.jsonl", rows), parquet(tmp_path / "a.parquet", e=[row["e"] for row in rows])):
+        found = read_files([path]).columns["e"]
+        assert [value if value is None else value.tolist() for value in found] == [[1, 2], None, [3], []]
+
+
+@pytest.mark.parametrize("kind", ["numeric", "category", "boolean", "text"])
+def test_vectors_are_of_no_other_kind(kind):
+    with pytest.raises(ConfigError, match="column e: expected one value per row, got vectors"):
+        as_kind("e", np.zeros((3, 2)), kind)
+
+
+def test_text_that_is_asked_for_is_taken_as_it_stands(tmp_path):
+    found = read_files([written(tmp_path / "a.csv", "t\n007\n1.50\n")], text=["t"]).columns["t"]
+    assert as_kind("t", found, "text") == ["007", "1.50"]
+
+
+def test_a_number_beyond_float64_in_a_list_makes_it_no_column(tmp_path):
+    found = read_files([written(tmp_path / "a.jsonl", '{"e": [1' + "0" * 400 + '], "x": 1}')])
+    assert list(found.columns) == ["x"]

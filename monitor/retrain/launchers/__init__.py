@@ -29,6 +29,7 @@ def trainer_environment(launch: Launch) -> dict[str, str]:
         "TIDEMARK_MODEL": launch.model,
         "TIDEMARK_VERSION": launch.version,
         "TIDEMARK_REASON": launch.reason,
+        "TIDEMARK_COLUMNS": launch.columns,
         "TIDEMARK_DATA_URI": launch.data_uri,
         "TIDEMARK_OUTPUT_URI": launch.output_uri,
     }

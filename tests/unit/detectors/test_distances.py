@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detectors import distances
+from detectors import comparison, distances
 from detectors import tests as pvalues
 from detectors.reference import Column, Reference
 
@@ -27,7 +27,16 @@ def test_distances_have_the_values_of_the_worked_example():
     assert distances.linf(C, N)[0] == near(0.2)
     assert distances.ks(C, N)[0] == near(0.3)
     assert distances.wasserstein(C, N, X, SD)[0] == near(0.630126)
+    assert distances.wasserstein_plain(C, N, X)[0] == near(0.9)
     assert pvalues.ks_p(0.3, 0.03) == near(0.004958)
+
+
+def test_the_jensen_shannon_distance_is_in_bits_and_chi_square_has_two_samples():
+    """Ex 17: its own part; evidently's numbers for the same shares are tested beside its adapter."""
+    shares = np.array([[50, 30, 20, 0]]), np.array([[40, 30, 20, 10]])
+    assert distances.js(*shares)[0] == near(0.232413)
+    x2, _, p = pvalues.chi2_two_sample(C, N)
+    assert (x2[0], p[0]) == (near(14.678571), near(0.002113))
 
 
 def test_what_is_expected_without_drift_has_the_values_of_the_worked_example():
@@ -89,8 +98,8 @@ def test_a_shift_of_half_a_standard_deviation_reads_about_half_and_its_square(re
     shifted = {"x": rng.standard_normal(4000) + 0.5, "c": rng.choice(["a", "b", "c"], 4000).tolist(),
                "one": np.ones(4000)}
     profile = reference.profile(shifted)
-    shown = distances.display(reference, profile.counts, profile.events)
-    assert list(shown) == list(distances.DISPLAYED)
+    shown = comparison.display(reference, profile.counts, profile.events)
+    assert list(shown) == list(comparison.DISPLAYED)
     assert shown["wasserstein"][0] == pytest.approx(0.5, abs=0.05)
     assert shown["psi"][0] == pytest.approx(0.25, abs=0.06)
     assert shown["ks"][0] == pytest.approx(0.197, abs=0.03)
@@ -101,20 +110,20 @@ def test_a_shift_of_half_a_standard_deviation_reads_about_half_and_its_square(re
 
 
 def test_nothing_is_shown_of_an_empty_window(reference):
-    shown = distances.display(reference, np.zeros(reference.shape, np.int64), 0)
+    shown = comparison.display(reference, np.zeros(reference.shape, np.int64), 0)
     assert all(np.isnan(values).all() for values in shown.values())
-    assert all(np.isnan(mean).all() and np.isnan(high).all() for mean, high in distances.null_bands(reference, 0).values())
+    assert all(np.isnan(mean).all() and np.isnan(high).all() for mean, high in comparison.null_bands(reference, 0).values())
 
 
 def test_nineteen_of_twenty_windows_without_drift_stay_inside_the_band(reference):
     """400 windows; a share of 0.95 has s.e. 0.011, and the reference's own draw moves it: 0.90 to 0.99 is allowed."""
     rng = np.random.default_rng(3)
-    bands = distances.null_bands(reference, 1000)
+    bands = comparison.null_bands(reference, 1000)
     inside = dict.fromkeys(("psi", "js", "tv", "wasserstein"), 0)
     for _ in range(400):
         window = {"x": rng.standard_normal(1000), "c": rng.choice(["a", "b", "c"], 1000).tolist(), "one": np.ones(1000)}
         profile = reference.profile(window)
-        shown = distances.display(reference, profile.counts, 1000)
+        shown = comparison.display(reference, profile.counts, 1000)
         for name in inside:
             inside[name] += bool(shown[name][0] <= bands[name][1][0])
     assert all(0.90 * 400 <= count <= 0.995 * 400 for count in inside.values()), inside

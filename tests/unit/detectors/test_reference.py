@@ -26,7 +26,8 @@ def reference():
 
 
 def test_labels_are_not_watched(reference):
-    assert reference.rows == ("x", "kind", "open")
+    assert reference.rows == ("x", "kind", "open", "joint[1]", "joint[2]", "joint[spread]")
+    assert [column and column.name for column in reference.column_of_row] == ["x", "kind", "open", None, None, None]
 
 
 def test_fitting_the_same_rows_again_gives_the_same_digest(reference):
@@ -61,12 +62,17 @@ def changed(reference, **changes):
     (lambda r: "[" * 100_000, "one JSON document"),
     (lambda r: "[1, 2]", "format 'tidemark reference'"),
     (lambda r: '{"format": "other"}', "format 'tidemark reference'"),
-    (lambda r: changed(r, format_version=2), "format version 1, got 2"),
+    (lambda r: changed(r, format_version=1), "format version 2, got 1"),
     (lambda r: r.to_json().replace('"events": 2000', '"events": 3000'), "the file was changed after it was fitted"),
-    (lambda r: changed(r, rows=[]), "rows of the columns"),
-    (lambda r: changed(r, columns=[]), "rows of the columns"),
+    (lambda r: changed(r, rows=[]), "joint weights of 0 columns"),
+    (lambda r: changed(r, rows=json.loads(r.to_json())["rows"][:-1]), "3 joint rows, got 2"),
+    (lambda r: changed(r, rows=json.loads(r.to_json())["rows"][::-1]), "rows of the columns"),
+    (lambda r: changed(r, joint={"components": {"shape": [2, 2], "float64": ""}, "whitening": 3}), "a complete reference"),
+    (lambda r: changed(r, expansions={"x": {"kind": "text"}}), "expected expansions of the columns []"),
+    (lambda r: changed(r, sample={"x": [None]}), "a sample with every column"),
+    (lambda r: changed(r, columns=[]), "joint weights of 0 columns"),
     (lambda r: changed(r, events="many"), "a complete reference, got ValueError"),
-    (lambda r: changed(r, columns=[{"name": "x", "kind": "text", "role": "input"}]), "a kind of numeric"),
+    (lambda r: changed(r, columns=[{"name": "x", "kind": "sound", "role": "input"}]), "a kind of numeric"),
     (lambda r: changed(r, rows=[{**json.loads(r.to_json())["rows"][0], "counts": [1, 2]}]), "arrays of shapes"),
     (lambda r: changed(r, rows=[{**json.loads(r.to_json())["rows"][0], "edges": [1.0, 0.0]}]), "rising edges"),
     (lambda r: changed(r, rows=[{**json.loads(r.to_json())["rows"][1], "seen": "?"}]), "a complete reference"),
@@ -120,7 +126,8 @@ def test_a_column_that_no_event_has_is_missing_in_all_of_them(reference):
     batch = rows(50)
     del batch["open"]
     assert reference.profile(batch).counts[2].tolist()[:3] == [50, 0, 0]
-    assert reference.profile({}, n=4).counts[:, 0].tolist() == [4, 4, 4]
+    assert reference.profile({}, n=4).counts[:, 0].tolist() == [4, 4, 4, 0, 0, 0]
+    assert reference.profile({}, n=4).counts.sum(axis=1).tolist() == [4] * 6
     assert reference.profile({}) == Profile.empty(reference)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from detectors.reference import Column, Reference
 from detectors.scan import Ring, Scan
 from monitor.expose.exporter import Exporter
-from monitor.expose.snapshot import MonitorStatus, ServiceSnapshot
+from monitor.expose.snapshot import MonitorStatus, OpenAlarm, ServiceSnapshot
 from monitor.flow import Alarm, Evaluation, Launch, Window
 
 EVENTS = 300
@@ -78,5 +78,6 @@ def snapshot(*monitors: MonitorStatus, **options: Any) -> ServiceSnapshot:
     values: dict[str, Any] = {
         "ready": True, "reason": "", "lag": {("loans.events", 0): 7}, "checkpoint": 1_700_000_000.0,
         "alarm_counts": {("loans", "1", "all", "drift", "raised"): 1}, "alarms": (alarm(), alarm(state="cleared")),
+        "open_alarms": {("loans", "1", "all", "drift", "columns", "raised"): OpenAlarm(1, 60.0)},
         "launches": (launch(),), "dead_letters": {"written": 2, "dropped": 0}}
     return ServiceSnapshot(monitors=monitors or (status(),), **(values | options))

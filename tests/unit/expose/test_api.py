@@ -61,7 +61,7 @@ def test_the_api_and_the_metrics_tell_the_same_scores(exporter, serve):
     monitor = client.get("/api/v1/monitors/loans").json()
     [stream] = monitor["streams"]
     assert (monitor["state"], monitor["counted"], monitor["refused"]["json"]) == ("warning", 900, 2)
-    assert len(stream["columns"]) == stream["columns_total"] == 12
+    assert len(stream["columns"]) == stream["columns_total"] == 12 + 13      # and joint rows
     assert stream["columns"][0]["column"] == "column_0"
     assert stream["columns"][0]["distances"]["ks"] is None              # NaN is no JSON
     metrics = client.get("/metrics").text

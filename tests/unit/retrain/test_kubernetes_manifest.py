@@ -64,7 +64,7 @@ def test_the_trainer_is_told_what_its_contract_says() -> None:
     told = {each["name"]: each["value"] for each in container(job_manifest(settings(), LAUNCH))["env"]}
     assert told == {
         "HOME": "/tmp", "TIDEMARK_LAUNCH_ID": LAUNCH.id, "TIDEMARK_MODEL": "employment", "TIDEMARK_VERSION": "7",
-        "TIDEMARK_REASON": LAUNCH.reason, "TIDEMARK_DATA_URI": LAUNCH.data_uri,
+        "TIDEMARK_REASON": LAUNCH.reason, "TIDEMARK_COLUMNS": LAUNCH.columns, "TIDEMARK_DATA_URI": LAUNCH.data_uri,
         "TIDEMARK_OUTPUT_URI": LAUNCH.output_uri}
 
 

@@ -59,7 +59,8 @@ def test_a_snapshot_keeps_its_events_when_the_capture_moves_on(tmp_path):
         _, removed = one.write()
         one.forget(removed)
     assert pq.read_table(folder)["timestamp"].to_pylist() == [1000, 2000, 3000]
-    assert pq.read_table(folder).column_names == ["x", "c", "timestamp"]
+    assert pq.read_table(folder).column_names == ["x", "c", "id", "timestamp"]
+    assert pq.read_table(folder)["id"].to_pylist() == [f"t:0:{offset}" for offset in range(3)]
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path):

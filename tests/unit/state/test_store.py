@@ -7,6 +7,8 @@ import sqlite3
 import pytest
 
 from monitor.errors import CheckpointRefused, StateInUse
+from monitor.state.panes import Panes
+from monitor.state.sample import Sampling, to_bytes
 from monitor.state.store import Store
 from tests.unit.state.streams import TOPIC, batch, panes_of, rows_at, small_reference, stream
 
@@ -123,3 +125,68 @@ def test_next_offsets_are_those_of_the_stored_positions(path):
     store.load(after)
     assert after.positions[TOPIC, 0].next_offset == before.positions[TOPIC, 0].next_offset == 4
     store.close()
+
+
+# -- sampled rows --------------------------------------------------------------------------------------------------------
+
+SAMPLING = Sampling(rows=3, panes=2, names=("x", "c"))
+
+
+def sampled(path):
+    """A store with the rows of four panes: three decided, of which two are looked back at, and one open."""
+    store, watched = Store(path), stream(REFERENCE)
+    watched.sampling = SAMPLING
+    panes = Panes([watched], clock=lambda: 0.0)
+    panes.add(batch(), [rows_at([0, 100, 200, 300, 1_200, 2_300, 2_400, 3_500, 3_600])])
+    windows = list(panes.closed())
+    with store.transaction() as db:
+        store.save_reference(db, REFERENCE)
+        store.save_stream(db, watched, ("1", REFERENCE.digest), "{}", {window.pane: window.profile for window in windows})
+        store.save_samples(db, watched, {window.pane: window.sample for window in windows})
+    return store, watched, windows
+
+
+def restored(store, sampling=SAMPLING, version="1"):
+    after = stream(small_reference(version))
+    after.sampling = sampling
+    if version == "1":
+        store.load(after)
+    with store.transaction() as db:
+        return after, store.restore_samples(db, after)
+
+
+def test_sampled_rows_come_back_with_their_panes(path):
+    store, before, windows = sampled(path)
+    store.close()
+    store = Store(path)
+    after, decided = restored(store)
+    assert {pane: to_bytes(sample) for pane, sample in after.samples.items()} == {
+        pane: to_bytes(sample) for pane, sample in before.samples.items()} != {}
+    assert [(pane, to_bytes(sample), sample.times.tolist(), events) for pane, sample, events in decided] == [
+        (window.pane, to_bytes(window.sample), window.sample.times.tolist(), window.profile.events) for window in windows[1:]]
+    store.close()
+
+
+@pytest.mark.parametrize(("sampling", "version", "left"), [
+    (SAMPLING, "1", 3), (None, "1", 0), (SAMPLING, "2", 0), (Sampling(3, 1, ("x",)), "1", 2),
+    (Sampling(3, 2, ("x", "z")), "1", 3)])
+def test_rows_that_no_detector_asks_for_any_more_are_dropped(path, sampling, version, left):
+    store, _, _ = sampled(path)
+    after, decided = restored(store, sampling, version)
+    assert store._db.execute("SELECT count(*) FROM samples").fetchone()[0] == left
+    if sampling is not None and "z" in sampling.names:          # without one of the columns they are of no use
+        assert (after.samples, decided) == ({}, [])
+    store.close()
+
+
+def test_a_state_from_before_rows_were_sampled_goes_on(path):
+    store, _, _ = sampled(path)
+    store.close()
+    db = sqlite3.connect(path)
+    db.execute("DROP TABLE samples")
+    db.close()
+    store = Store(path)
+    assert restored(store)[1] == []
+    store.close()
+    look = Store(path, read_only=True)
+    look.close()

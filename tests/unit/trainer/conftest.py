@@ -49,7 +49,15 @@ def environment(data: Path, output: Path, **changes: str) -> dict[str, str]:
     return kept | {
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TIDEMARK_LAUNCH_ID": "0123456789ab", "TIDEMARK_MODEL": "m",
         "TIDEMARK_VERSION": "7", "TIDEMARK_REASON": reason, "TIDEMARK_DATA_URI": str(data),
+        "TIDEMARK_COLUMNS": watched(),
         "TIDEMARK_OUTPUT_URI": str(output)} | changes
+
+
+def watched() -> str:
+    """TIDEMARK_COLUMNS of the captured events."""
+    columns = (("x", "numeric", "input"), ("noise", "numeric", "input"), ("colour", "category", "input"),
+               ("prediction", "category", "prediction"), ("score", "numeric", "score"), ("label", "category", "label"))
+    return json.dumps([{"name": name, "kind": kind, "role": role} for name, kind, role in columns])
 
 
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
