@@ -90,6 +90,23 @@ def design_effect(codes: Ints, weights: Floats, p: Floats, events: Floats | Ints
     return _design_effect(v, stop, len(shares), np.asarray(events, np.float64)) or ones
 
 
+def design_effect_of_panes(counts: Floats | Ints, weights: Floats, p: Floats, events: Floats) -> DesignEffect:
+    """The design effect of one row from a live stream: the scan counts of consecutive panes, shape (panes, bins).
+
+    For references whose rows are in no order; other arguments as for `design_effect`. Panes without events are left out.
+    """
+    bins, sizes = len(p), counts.sum(axis=1)
+    counts, sizes = counts[sizes > 0], sizes[sizes > 0]
+    ones = DesignEffect(np.ones(4), np.ones(bins), np.full(4, np.inf), np.full(bins, np.inf))
+    if len(sizes) < BLOCKS_MIN:
+        return ones
+    shares = counts / sizes[:, None]
+    variance = np.concatenate([np.ones(4), p * (1 - p)])
+    long_run, stop = long_run_variance(np.hstack([shares @ weights, shares]))
+    v = np.divide(sizes.mean() * long_run, variance, out=np.zeros_like(variance), where=variance > 0)
+    return _design_effect(v, stop, len(shares), events) or ones
+
+
 def _design_effect(v: Floats, stop: Ints, blocks: int, events: Floats) -> DesignEffect | None:
     """Factors and degrees of freedom from the raw variance ratios `v`, directions first; None for independence."""
     noise = np.sqrt(2 / blocks)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import numpy as np
 
 from detectors.arrays import Arrays
 from detectors.counting import Batch, Counting, scores_of
-from detectors.dependence import BLOCK_ROWS, BLOCKS_MIN
+from detectors.dependence import BLOCK_ROWS, BLOCKS_MIN, DesignEffect, design_effect_of_panes
 from detectors.derived import ROWS_MIN as JOINT_ROWS_MIN
 from detectors.derived import Joint, even_blocks, score_of_bins
 from detectors.expansions import EXPANDED, Expansion
@@ -193,6 +193,24 @@ class Reference:
     def m_eff(self) -> float:
         """Effective reference rows: the least of rows / design effect over the columns."""
         return float((self.arrays.m / self.deff).min())
+
+    def with_dependence(self, panes: Ints) -> Reference:
+        """This reference with the design effects of a live stream, for one whose rows are in no order.
+
+        panes : int64 (panes, J, fine bins), the counts of consecutive panes. The digest stays: the bins are the same
+        """
+        rows = []
+        for j, row in enumerate(self.records):                  # turns: the rows, once per stream
+            scan = np.add.reduceat(panes[:, j, : row.binning.bins], np.flatnonzero(
+                np.diff(row.binning.scan_of_fine, prepend=-1)), axis=1)
+            p = row.c0 / row.c0.sum()
+            rows.append(replace(row, effect=design_effect_of_panes(scan, row.weights, p, row.c0)))
+        return self.with_effects([row.effect for row in rows])
+
+    def with_effects(self, effects: Sequence[DesignEffect]) -> Reference:
+        """This reference with other design effects, as if its rows had been in order."""
+        records = tuple(replace(row, effect=effect) for row, effect in zip(self.records, effects, strict=True))
+        return replace(self, records=records, ordered=True)
 
     @property
     def independent_events(self) -> float:

@@ -77,5 +77,10 @@ class Ring:
         now, then = self._slot(0), (self._panes - panes) % (PANES_MAX + 1)
         return self._sums[now] - self._sums[then], self._events[now] - self._events[then]
 
+    def each(self) -> NDArray[np.int64]:
+        """Fine counts of the panes that the ring holds, one by one and oldest first, (panes, J, B)."""
+        slots = [self._slot(back) for back in range(min(self._panes, PANES_MAX), -1, -1)]
+        return np.diff(self._sums[slots], axis=0)
+
     def _slot(self, back: int) -> int:
         return (self._panes - back) % (PANES_MAX + 1)

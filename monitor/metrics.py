@@ -39,7 +39,7 @@ DETECTORS: Mapping[str, str] = {
 
 #: What a stream (one model, version and segment) can be in; exactly one of them is 1.
 STATES: Mapping[str, str] = {
-    "learning": "too few panes since the reference was taken",
+    "learning": "before the first pane, or how dependent events are is being learnt (a reference in no order)",
     "insufficient_data": "too few events in every window to see anything",
     "reference_inadequate": "the reference is too small or too dependent to judge by",
     "quiet": "watched, and no alarm",

@@ -21,6 +21,7 @@ Neighbours: `state.panes` closes windows, `retrain.trigger` weighs severe alarms
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,6 +29,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.dependence import DesignEffect
 from detectors.esr import ESR, Evidence, Fortunes
 from detectors.profile import Profile, ReferenceMismatch
 from detectors.reference import Reference
@@ -44,6 +46,8 @@ BUDGET_STEP = 1.25
 #: a single lucky pane and was raised again (INSECTS at a budget of 30 days); as many as the shortest reach are
 #: independent of one another.
 CALM_PANES = 8
+#: Panes of a stream from which its dependence is learnt, where the reference cannot tell.
+LEARNING_PANES = Scan.windows[-1]
 #: No more columns than this are named in one alarm; the API and the report show all.
 MOVERS_MAX = 10
 
@@ -81,6 +85,7 @@ class PolicyState(msgspec.Struct):
     origin: int = -(2**62)                          # the last pane before the ring's first
     panes_per_false_alarm: float = 0.0
     fortunes: bytes = b""                           # of the esr method
+    effects: bytes = b""                            # design effects that were learnt from the stream
     alarms_total: dict[str, int] = msgspec.field(default_factory=dict)     # "kind:state" -> count
 
 
@@ -101,7 +106,7 @@ class Judge:
         self.events_per_pane[model] = decided
         self.rings[model] = Ring(reference)
         state.panes_per_false_alarm = state.panes_per_false_alarm or self._budget(model)
-        self._prepare(model, reference)
+        self._prepare(model, reference.with_effects(effects_from(reference, state.effects)) if state.effects else reference)
 
     def restore(self, model: str, origin: int, decided: Iterable[tuple[int, Profile]]) -> None:
         """Fill the ring from stored panes, oldest first; `origin` is the last pane before the ring's first."""
@@ -120,6 +125,7 @@ class Judge:
         ring = self.rings[model]
         ring.skip(window.skipped)
         ring.push(window.profile)
+        self._learn_dependence(model, ring)
         scores = self.scans[model](ring)
         if model in self.bets:
             esr, fortunes = self.bets[model]
@@ -127,6 +133,15 @@ class Judge:
             self.states[model].fortunes = fortunes.to_bytes()
             scores = by_bets(scores, evidence)
         return scores
+
+    def _learn_dependence(self, model: str, ring: Ring) -> None:
+        """How dependent events are, from the stream itself where the reference's rows are in no order; once, then frozen."""
+        reference, state = self.scans[model].reference, self.states[model]
+        if reference.ordered or reference.too_small or ring.panes < LEARNING_PANES:
+            return
+        learned = reference.with_dependence(ring.each())
+        state.effects = effects_to_bytes(learned)
+        self._prepare(model, learned)
 
     def clear(self, model: str) -> None:
         """Forget the panes and the fortunes of an episode that is over."""
@@ -252,6 +267,8 @@ class Policy:
             return "drift"
         if state.alarm.firing or state.quality.firing:
             return "warning"
+        if not (reference.ordered or reference.too_small):
+            return "learning"
         if reference.too_small or reference.inadequate:
             return "reference_inadequate"
         return "insufficient_data" if np.isnan(scores.score) else "quiet"
@@ -382,6 +399,24 @@ def by_bets(scores: Scores, evidence: Evidence) -> Scores:
 
     drift, fault = score(~quality), score(quality)
     return replace(scores, score=max(drift, fault), bets=(drift, fault))
+
+
+def effects_to_bytes(reference: Reference) -> bytes:
+    """A reference's design effects for the store, to the last bit."""
+    numbers = [part for row in reference.records for part in (
+        row.effect.g_directions, row.effect.nu_directions, row.effect.g_bins, row.effect.nu_bins)]
+    return zlib.compress(np.concatenate(numbers).astype("<f8").tobytes())
+
+
+def effects_from(reference: Reference, stored: bytes) -> list[DesignEffect]:
+    """What `effects_to_bytes` wrote of a reference with these rows."""
+    numbers, at, effects = np.frombuffer(zlib.decompress(stored), "<f8"), 0, []
+    for row in reference.records:                               # turns: the rows, once per start
+        bins = row.binning.scan_bins
+        g, nu, g_bins, nu_bins = np.split(numbers[at : at + 8 + 2 * bins], [4, 8, 8 + bins])
+        effects.append(DesignEffect(g, g_bins, nu, nu_bins))
+        at += 8 + 2 * bins
+    return effects
 
 
 def _shortest(z: Floats, threshold: float) -> int:
