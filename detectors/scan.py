@@ -146,8 +146,11 @@ class Scan:
             return self._silence()
         fine, _ = ring.windows(lengths)
         seen = self._compare(self._fold(fine), lengths)
-        alarm, severe, lasting, raw = (seen.best(tolerance, floored) for tolerance, floored in (
-            (self.tolerance, False), (self.retrain_above, True), (self.tolerance / 2, False), (0.0, False)))
+        alarm, severe, raw = (seen.best(tolerance, floored) for tolerance, floored in (
+            (self.tolerance, False), (self.retrain_above, True), (0.0, False)))
+        # Far from the threshold even without a tolerance, that bound says enough of what would be left at half of it.
+        far = max(raw[0].max(), raw[1].max()) < self.threshold - FAULT_MARGIN
+        lasting = raw if far else seen.best(self.tolerance / 2, False)
         common = None
         if self._common is not None:
             common = Common.of(self._common, seen, (self.tolerance, self.tolerance / 2, 0.0))

@@ -53,8 +53,9 @@ class Scores:
     z, z_quality    : (J, 8), largest over directions and bins, for drift and for faults of the data; 0 where the window
                       takes no part in the row
     z_severe        : (J, 8), drift at the tolerance of retraining
-    z_lasting, z_lasting_quality : (J, 8), both kinds at half the tolerance: what an episode that began must fall below to
-                      be over, so that a shift of about the tolerance does not come and go
+    z_lasting, z_lasting_quality : (J, 8), both kinds at half the tolerance (at most: without any where that is far from
+                      an alarm, too): what an episode that began must fall below to be over, so that a shift of about
+                      the tolerance does not come and go
     best_window     : (J,), panes of the window of the row's strongest comparison
     window_events   : (J,), events in it
     effect, effect_lower, effect_upper : (J,), that comparison's difference with its 95 % interval. It was chosen for

@@ -96,9 +96,13 @@ class CommonShift:
         """The normal quantile that the length is worth beyond the tolerance, (W,); 0 where too few events take part."""
         components = self.whitening.shape[1]
         left = np.maximum(length - tolerance * np.sqrt(components), 0.0) / error
-        p = special.fdtrc(self.dof, self.freedom, left**2 / self.g * self.freedom / (self.freedom + components))
-        enough = events >= EVENTS_PER_COMPONENT * self.g
-        z: Floats = np.where(enough, np.maximum(-special.ndtri(np.maximum(p, _P_MIN)), 0.0), 0.0)
+        ratio = left**2 / self.g * self.freedom / (self.freedom + components)
+        z = np.zeros(len(ratio))
+        # At a ratio below 1 the quantile is about 0 or less: nothing to say, and most windows without drift are there.
+        long = np.flatnonzero((ratio > 1) & (events >= EVENTS_PER_COMPONENT * self.g))
+        if len(long):
+            p = np.maximum(special.fdtrc(self.dof, self.freedom, ratio[long]), _P_MIN)
+            z[long] = np.maximum(-special.ndtri(p), 0.0)
         return z
 
 
