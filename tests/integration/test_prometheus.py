@@ -13,9 +13,10 @@ import pytest
 from detectors.comparison import display
 from monitor.expose.api import Server, application
 from monitor.expose.exporter import Exporter
+from monitor.flow import Reading
 from tests.catalogue import differences
 from tests.conftest import Process, free_port, wait_until
-from tests.unit.expose.shown import World, snapshot
+from tests.unit.expose.shown import World, snapshot, status
 
 _CONFIG = """
 global: {scrape_interval: 1s, scrape_timeout: 1s}
@@ -39,7 +40,8 @@ def service():
     """A running server and its exporter, in which everything has happened once."""
     exporter, world = Exporter(10_000), World(6)
     show_with_distances(world, exporter, shift=1.0)
-    exporter.service(snapshot())
+    exporter.observe(("loans", "1", "all"), [Reading("hellinger", "city", "prediction", 0, 60.0, 0.3, True, 0.2, 0.1, 0.2)])
+    exporter.service(snapshot(status(skipped={"mmd": 1}, failed={"mmd": 0})))
     server = Server(application(exporter), "127.0.0.1", 0)
     server.start()
     yield server, exporter, world
@@ -98,7 +100,8 @@ def test_prometheus_finds_every_series_with_its_value(service, query):
 def test_prometheus_joins_thresholds_scores_and_events_as_rules_do(service, query):
     wait_until(lambda: query("tidemark_state == 1"), what="a first scrape")
     over = query('tidemark_score > on (model, version, segment, detector) group_left tidemark_threshold')
-    assert {labels["column"] for labels, _ in over} == {"column_0"}
+    assert {labels["column"] for labels, _ in over if not labels["column"].startswith("joint[")} == {"column_0", "city"}
+    assert {labels["detector"] for labels, _ in over if labels["column"] == "city"} == {"hellinger"}
     [(_, events)] = query('sum(tidemark_events_total{outcome=~"counted|refused|lost"})')
     assert events == 902
     assert query("sum by (of) (tidemark_bin_share{column='column_0'})")[0][1] == pytest.approx(1.0)
