@@ -7,9 +7,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")     # as the service has it: idle threads that spin are no work
 
 _FOLDER = Path(__file__).resolve().parent
 _NOT_BENCHMARKS = {"__init__", "__main__", "events", "measure", "parity_figures", "topic"}

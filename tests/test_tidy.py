@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -103,3 +105,12 @@ def test_the_readme_begins_with_the_two_commands_that_ci_uses():
     assert "make demo" in readme[:2500]
     assert "make test" in readme[:2500]
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_service_wakes_no_threads_of_the_linear_algebra_that_would_only_spin():
+    told = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    code = "import monitor, os; print(os.environ['OPENBLAS_NUM_THREADS'])"
+    for given, expected in (({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=told | given, capture_output=True, text=True,
+                              check=True)
+        assert done.stdout.strip() == expected
