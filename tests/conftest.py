@@ -35,6 +35,16 @@ def missing(name: str, why: str) -> NoReturn:
     pytest.skip(f"component {name}: {why}")
 
 
+def package(name: str) -> Any:
+    """An optional package, imported: an error where everything is required, a skip elsewhere; also at a module's head."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        if REQUIRED & {"all", name}:
+            pytest.fail(f"package {name}: {error}", pytrace=False)
+        pytest.skip(f"package {name}: {error}", allow_module_level=True)
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as s:

@@ -17,6 +17,7 @@ from monitor.flow import Batch
 from monitor.ingest.source import Crash, MemorySource, records
 from monitor.service import build
 from tests.catalogue import differences, series_of
+from tests.conftest import package
 
 COLUMNS = (Column("a", "numeric"), Column("b", "numeric"), Column("city", "category"), Column("y", "category", "prediction"))
 START_MS = 1_700_000_000_000
@@ -94,9 +95,9 @@ def stored(folder):
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    pytest.importorskip("evidently")
-    pytest.importorskip("river")
-    pytest.importorskip("torch")
+    package("evidently")
+    package("river")
+    package("torch")
     stages = run(configuration(tmp_path_factory.mktemp("shown")))
     return stages, fetched(stages, "/metrics")
 
@@ -143,7 +144,7 @@ def test_the_scrape_is_what_the_catalogue_says_and_the_api_says_the_same(shown):
 
 
 def test_further_detectors_change_no_alarm_and_no_pane(tmp_path):
-    pytest.importorskip("river")
+    package("river")
 
     def decided(folder, detectors):
         stages = run(configuration(folder, detectors))
@@ -173,7 +174,7 @@ def batches(cuts, crashes=()):
 
 
 def test_the_kept_rows_are_those_of_an_undisturbed_run_whatever_was_cut_or_killed(tmp_path):
-    pytest.importorskip("river")
+    package("river")
     detectors = [{"name": "river:ADWIN", "columns": ["a", "error"], "window_panes": 5, "sample_rows": 40}]
     run(configuration(tmp_path / "once", detectors), batches([]))
     config = configuration(tmp_path / "killed", detectors)
@@ -194,7 +195,7 @@ def test_the_kept_rows_are_those_of_an_undisturbed_run_whatever_was_cut_or_kille
 
 def test_a_restart_judges_the_next_pane_on_the_same_rows_and_counts(tmp_path):
     """Killed within pane 10 and built anew, the last pane's numbers from counts and rows are those of one run."""
-    pytest.importorskip("evidently")
+    package("evidently")
     detectors = [OURS[0], OURS[1]]
     once = run(configuration(tmp_path / "once", detectors), batches([]))
     config, source = configuration(tmp_path / "twice", detectors), batches([3100], crashes=(3100,))

@@ -7,10 +7,11 @@ import pytest
 from scipy.signal import lfilter
 from scipy.stats import kstest
 
-pytest.importorskip("torch")
-
 from detectors.classifier import classifier
 from detectors.kernels import FourierMMD, block_rows_for, mmd
+from tests.conftest import package
+
+package("torch")
 
 MEMORY = 0.9
 DEFF = (1 + MEMORY) / (1 - MEMORY)

@@ -15,6 +15,7 @@ from monitor.config import Detector
 from monitor.decide import observe, sampled
 from monitor.decide.observe import Asked, Kept, Observer
 from monitor.flow import Sample, Window
+from tests.conftest import package
 from tests.unit.decide.test_plan import LABELS, REFERENCE, WHERE
 
 N = 40
@@ -102,7 +103,7 @@ def test_the_errors_are_those_of_the_labelled_events(watching):
 
 
 def test_a_boolean_column_is_a_series_of_ones_and_zeros_without_the_missing_ones(watching):
-    pytest.importorskip("river")
+    package("river")
     observer = watching({"name": "river:DDM", "columns": ["vip"]})
     fed(observer, range(3))
     known = sum(value is not None for pane in range(3) for value in rows(pane).columns["vip"])
@@ -144,7 +145,7 @@ def test_a_detector_that_raises_is_counted_logged_once_and_stops_nothing(watchin
 
 
 def test_one_column_that_fails_leaves_the_others_of_a_test_on_rows(watching, monkeypatch):
-    pytest.importorskip("evidently")
+    package("evidently")
 
     def partly(name, reference, values, kind):
         if kind == "category":
@@ -163,7 +164,7 @@ def test_one_column_that_fails_leaves_the_others_of_a_test_on_rows(watching, mon
 
 
 def test_a_slow_test_on_rows_holds_up_no_pane_and_what_was_overtaken_is_counted(watching, monkeypatch):
-    pytest.importorskip("evidently")
+    package("evidently")
     gate, begun, seen = threading.Event(), threading.Event(), []
 
     def slow(request):
@@ -185,7 +186,7 @@ def test_a_slow_test_on_rows_holds_up_no_pane_and_what_was_overtaken_is_counted(
 
 
 def test_answers_about_a_version_that_is_gone_are_left(watching, monkeypatch):
-    pytest.importorskip("evidently")
+    package("evidently")
     observer = watching({"name": "evidently:psi", "columns": ["age"]})
     fed(observer, [0])
     observer.wait()
@@ -195,7 +196,7 @@ def test_answers_about_a_version_that_is_gone_are_left(watching, monkeypatch):
 
 def test_joint_tests_see_a_changed_dependence_that_no_column_shows(watching):
     """age and latency swap from independent to rank-dependent with the same margins: psi is calm, mmd is not."""
-    pytest.importorskip("torch")
+    package("torch")
     observer = watching({"name": "mmd", "columns": ["age", "latency"], "threshold": 2, "window_panes": 10},
                         {"name": "psi", "columns": ["age", "latency"], "window_panes": 10})
     ring, n = Ring(REFERENCE), 400

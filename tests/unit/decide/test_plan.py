@@ -10,6 +10,7 @@ from monitor.config import Detector
 from monitor.decide import plan as planning
 from monitor.decide.plan import JOINT, plan, series, standardised
 from monitor.errors import ConfigError
+from tests.conftest import package
 
 COLUMNS = (Column("age", "numeric"), Column("latency", "numeric"), Column("constant", "numeric"), Column("city", "category"),
            Column("vip", "boolean"), Column("y", "category", "prediction"))
@@ -92,7 +93,7 @@ def test_errors_need_one_prediction_one_label_and_their_kinds_alike():
         "schema.columns.truth.kind")
     numbers = fitted((Column("age", "numeric"), Column("price", "numeric", "prediction")))
     assert planned(ewma, reference=numbers, labels={"truth": "numeric"}).errors == ("price", "truth", True)
-    pytest.importorskip("river")
+    package("river")
     assert "got absolute differences of numbers" in refusal(
         {"name": "river:DDM", "columns": ["error"]}, reference=numbers, labels={"truth": "numeric"})
 
@@ -129,7 +130,7 @@ def test_without_columns_a_detector_takes_all_that_it_fits_and_no_joint_rows():
 def test_rows_are_kept_only_of_the_columns_that_are_looked_at():
     assert planned({"name": "psi"}).names == ()
     assert planned({"name": "psi"}).rows == 0
-    pytest.importorskip("torch")
+    package("torch")
     found = planned({"name": "cusum", "columns": ["age"], "sample_rows": 20, "window_panes": 7},
                     {"name": "ewma", "columns": ["error"], "options": {"mean": 0, "sd": 1}},
                     {"name": "mmd", "columns": ["latency", "city"], "sample_rows": 300})
@@ -164,7 +165,7 @@ def test_the_threshold_is_the_configured_one_or_the_authors_and_for_a_series_wha
     assert threshold(name="ks") is None
     assert threshold(name="cusum", columns=["age"]) == 5.0
     assert threshold(name="cusum", columns=["age"], options={"h": 8}) == 8.0
-    pytest.importorskip("river")
+    package("river")
     assert threshold(name="river:PageHinkley", columns=["age"]) == 50.0
     assert threshold(name="river:PageHinkley", columns=["age"], options={"threshold": 20}) is None
 

@@ -9,7 +9,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests.conftest import package
+
+torch = package("torch")
 
 from detectors.classifier import accuracy_test, classifier  # noqa: E402
 from detectors.encoding import LEVELS_MAX, Encoding, compare, encode  # noqa: E402
