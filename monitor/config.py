@@ -10,20 +10,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from monitor.config_file import read
+from monitor.config_file import NAME, Name, NonNegative, Positive, Text, read
+from monitor.config_retrain import FilePromotion, KubernetesLauncher, LocalLauncher, Retrain
 from monitor.errors import ConfigError, one_line
 
-Positive = Annotated[int, Meta(ge=1)]
-Text = Annotated[str, Meta(min_length=1)]
-NonNegative = Annotated[float, Meta(ge=0)]
-#: What a model or a version may be called: it becomes a label, a folder and a part of other names.
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
-Name = Annotated[str, Meta(pattern=NAME)]
-
+__all__ = [
+    "NAME", "AlarmPolicy", "Budget", "Config", "Detector", "FilePromotion", "Files", "Grafana", "Kafka", "KubernetesLauncher",
+    "Limits", "LocalLauncher", "Monitor", "Pane", "Quality", "Retrain", "Schema", "SchemaColumn", "Security", "Service",
+    "budget", "listen_address", "load", "parse", "state_path",
+]
 
 class Security(Struct, forbid_unknown_fields=True, frozen=True):
     """How to reach a secured Kafka."""
@@ -120,69 +119,6 @@ class Quality(Struct, forbid_unknown_fields=True, frozen=True):
     max_refused_share: Annotated[float, Meta(ge=0, lt=1)] | None = 0.001
     volume_factor: Annotated[float, Meta(ge=2)] | None = 10.0
     silent_panes: Positive | None = 10
-
-
-class LocalLauncher(Struct, forbid_unknown_fields=True, frozen=True, tag="local", tag_field="type"):
-    """Train in a subprocess of this machine."""
-
-    command: list[str]
-    deadline_hours: Annotated[float, Meta(gt=0)] = 6.0
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-class KubernetesLauncher(Struct, forbid_unknown_fields=True, frozen=True, tag="kubernetes", tag_field="type"):
-    """Train in a Kubernetes Job."""
-
-    image: Text
-    namespace: str = "default"
-    kind: Literal["Job"] = "Job"
-    command: list[str] = field(default_factory=list)
-    gpus: Annotated[int, Meta(ge=0, le=64)] = 1
-    gpu_resource: str = "nvidia.com/gpu"
-    cpu: str = "2"
-    memory: str = "16Gi"
-    shared_memory: str = "8Gi"
-    deadline_hours: Annotated[float, Meta(gt=0)] = 6.0
-    backoff_limit: Annotated[int, Meta(ge=0, le=10)] = 1
-    keep_hours: Annotated[float, Meta(ge=0)] = 24.0
-    service_account: str | None = None
-    image_pull_secret: str | None = None
-    environment_secret: str | None = None
-    volume_claim: str | None = None
-    node_selector: dict[str, str] = field(default_factory=dict)
-    tolerations: list[dict[str, Any]] = field(default_factory=lambda: [
-        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}])
-    environment: dict[str, str] = field(default_factory=dict)
-    kubeconfig: str | None = None
-
-
-class FilePromotion(Struct, forbid_unknown_fields=True, frozen=True, tag="file", tag_field="type"):
-    """Promote by writing a small JSON file that the serving code watches.
-
-    `settle_seconds` is the time that serving needs to take the new model up everywhere; until it is over and what the
-    champion still answered has been read, the old reference judges.
-    """
-
-    path: Text
-    settle_seconds: NonNegative = 10.0
-
-
-class Retrain(Struct, forbid_unknown_fields=True, frozen=True):
-    """When a retraining is worth it, who trains, and who may promote."""
-
-    launcher: LocalLauncher | KubernetesLauncher
-    above: Annotated[float, Meta(gt=0, le=5)] = 0.3
-    roles: list[Literal["input", "prediction", "score", "path"]] = field(
-        default_factory=lambda: ["input", "prediction", "score", "path"])
-    cooldown_hours: NonNegative = 24.0
-    max_per_week: Annotated[int, Meta(ge=0)] = 2
-    approval: Literal["automatic", "manual"] = "automatic"
-    collect_events: Annotated[int, Meta(ge=0)] = 1_000
-    capture_events: Positive = 200_000
-    capture_uri: Text = "tidemark-data"
-    metric: Literal["accuracy", "mean_absolute_error"] = "accuracy"
-    holdout_events_min: Positive = 200
-    promote: FilePromotion | None = None
 
 
 class Detector(Struct, forbid_unknown_fields=True, frozen=True):

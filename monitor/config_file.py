@@ -12,11 +12,11 @@ import difflib
 import math
 import os
 import re
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from monitor.errors import ConfigError
 
@@ -27,6 +27,13 @@ VALUES_MAX = 1_000_000
 DEPTH_MAX = 50
 #: Whole numbers beyond it fit into no integer of the database or of numpy.
 _WHOLE_MAX = 2**63 - 1
+
+Positive = Annotated[int, Meta(ge=1)]
+Text = Annotated[str, Meta(min_length=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+#: What a model or a version may be called: it becomes a label, a folder and a part of other names.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+Name = Annotated[str, Meta(pattern=NAME)]
 
 Tree = TypeVar("Tree", bound=Struct)
 

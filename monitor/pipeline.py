@@ -19,19 +19,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
-import numpy as np
 
-from detectors.comparison import display
 from detectors.profile import Profile
-from detectors.scan import Scan, Scores
+from detectors.scan import Scores
+from monitor.cutover import CutOver
 from monitor.decide.observe import Observer
-from monitor.decide.plan import Plan
-from monitor.decide.policy import Judge, Policy, PolicyState
+from monitor.decide.policy import Judge, Policy
 from monitor.decide.quality import QualityChecks, commonest, named_unseen
-from monitor.errors import ConfigError, TidemarkError
+from monitor.display import Configured, Display
+from monitor.errors import TidemarkError
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Inbox
-from monitor.expose.snapshot import MonitorStatus, OpenAlarm, ServiceSnapshot
 from monitor.flow import Alarm, Batch, Clock, Evaluation, Launch, Rows, Sample, Source, TopicPartition, Window
 from monitor.ingest.deadletters import DeadLetters
 from monitor.retrain.launch import Retraining
@@ -39,15 +37,11 @@ from monitor.retrain.ledger import decision_to_json, launch_to_json
 from monitor.retrain.trigger import Trigger
 from monitor.state.capture import Capture
 from monitor.state.panes import NO_PANE, SEGMENT, Panes, Stream
-from monitor.state.sample import Sampling
 from monitor.state.store import Store
 
 log = logging.getLogger("tidemark")
 
 Decode = Callable[[Batch], Sequence[Rows]]
-#: Distances are shown for this many panes while nothing fires: enough events to be calm, few enough to be fresh.
-SHOWN_PANES = 16
-ALARMS_SHOWN = 100
 
 
 def run(
@@ -74,17 +68,6 @@ def run(
 
 
 @dataclass(slots=True)
-class Configured:
-    """What the configuration says of one model; the state may have moved on to a promoted version."""
-
-    version: str
-    digest: str
-    metric: str = ""
-    launcher: str = ""
-    settle_seconds: float = 0.0
-
-
-@dataclass(slots=True)
 class Stages:
     """The stages of every model, and what is noted between two checkpoints."""
 
@@ -107,17 +90,27 @@ class Stages:
     on_evaluation: Callable[[Evaluation], None] | None = None
     quality: QualityChecks | None = None            # faults that no column shows
     observer: Observer | None = None                # further detectors, where any are configured
-    latest: dict[str, Evaluation] = field(default_factory=dict)
-    alarms: list[Alarm] = field(default_factory=list)
+    past_alarms: Sequence[Alarm] = ()               # what the store holds
     decided: dict[str, dict[int, Profile]] = field(default_factory=dict)
     sampled: dict[str, dict[int, Sample]] = field(default_factory=dict)     # kept rows of the decided panes
     new_alarms: list[Alarm] = field(default_factory=list)
-    retried: dict[str, int] = field(default_factory=dict)
-    unshown: set[str] = field(default_factory=set)
-    seconds: dict[str, float] = field(default_factory=dict)
-    settling: dict[str, dict[TopicPartition, int]] = field(default_factory=dict)   # launch -> where the champion ends
+    display: Display = field(init=False)
+    cut_over: CutOver = field(init=False)
     committed_at: float | None = None
     stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.display = Display(
+            self.exporter, self.panes, self.judge, self.trigger, self.source, self.dead_letters, self.configured, self.clock,
+            self.quality, self.observer, list(self.past_alarms))
+        self.cut_over = CutOver(
+            self.panes, self.judge, self.policy, self.trigger.ledger, self.retraining, self.store, self.source, self.display,
+            self.configured, self.clock, self.observer, self._note, lambda: self.commit(Batch(), now=True), self._save_stream)
+
+    @property
+    def alarms(self) -> Sequence[Alarm]:
+        """The latest alarms, oldest first."""
+        return self.display.alarms
 
     def run(self) -> None:
         """Follow the source until it ends or `stop` was called; the last checkpoint is written either way."""
@@ -151,8 +144,7 @@ class Stages:
         evaluation = Evaluation(
             window, scores, alarms, self.policy.state_name(window.model, scores),
             *self.policy.open_episode(window.model))
-        self.latest[window.model] = evaluation
-        self.unshown.add(window.model)
+        self.display.note(evaluation)
         self._note(alarms)
         if self.on_evaluation is not None:
             self.on_evaluation(evaluation)
@@ -198,8 +190,8 @@ class Stages:
         for model, (_, removed) in files.items():
             self.captures[model].forget(removed)
         self.source.committed(self.stored_offsets())                                    # 4
-        self.committed_at = self.clock()
-        self.show()
+        self.committed_at = self.display.checkpoint = self.clock()
+        self.display.show()
 
     def advance(self) -> None:
         """Carry each unfinished launch one step on; cut over to the reference of a promoted one."""
@@ -209,116 +201,16 @@ class Stages:
                                                 detail="replayed: nothing was launched"))
             return
         self.retraining.advance(self.clock(), self._captured)
-        for launch in self.trigger.ledger.awaiting_cut_over():
-            if self._has_settled(launch):
-                self.cut_over(launch)
+        self.cut_over()
 
     def _answer(self) -> None:
         """Approve or reject what people answered over HTTP; what no longer can be is only told."""
-        for action, launch in self.inbox.take():
+        for asked in self.inbox.take():
             try:
-                (self.trigger.approve if action == "approve" else self.trigger.reject)(launch)
-                log.info("Launch answered.", extra={"launch": launch, "answer": action})
+                (self.trigger.approve if asked.action == "approve" else self.trigger.reject)(asked.launch)
+                log.info("Launch answered.", extra={"launch": asked.launch, "answer": asked.action})
             except TidemarkError as error:
-                log.warning("Answer not taken.", extra={"launch": launch, "answer": action, "error": str(error)})
-
-    def _has_settled(self, launch: Launch) -> bool:
-        """Whether the champion's last answers have been read: judged by the new reference they would raise an alarm.
-
-        When serving has had its time to switch, we note how far each partition reaches, and wait until all that is read.
-        After a restart in between the ends are noted anew, which only makes the wait longer.
-        """
-        if self.clock() - launch.steps[-1][1] < self.configured[launch.model].settle_seconds:
-            return False
-        offsets = self.panes.offsets(launch.model)
-        if launch.id not in self.settling:
-            lag = self.source.lag()
-            self.settling[launch.id] = {key: offset + lag.get(key, 0) for key, offset in offsets.items()}
-        if any(offsets[key] < end for key, end in self.settling[launch.id].items()):
-            return False
-        del self.settling[launch.id]
-        return True
-
-    def cut_over(self, launch: Launch) -> None:
-        """Judge by the promoted model's reference from the next offsets on; one transaction, so it happens once.
-
-          1. the alarm that the old reference raised is cleared, because its reason is gone
-          2. a new stream begins at the offsets that the old one had reached, with an empty ring
-          3. everything of it is written together with the launch's own last step
-        """
-        old = self.panes.streams[launch.model]
-        reference = self.retraining.take_reference(launch)
-        if reference is None:                       # not to be had now: the old one judges on, and it is tried again
-            return
-        at = (old.last_decided + 1) * old.pane_ms / 1000 if old.last_decided != NO_PANE else self.clock()
-        self._note(self.policy.end_episode(launch.model, launch.version, at, "new reference"))  # 1
-        previous = self.judge.states[launch.model]
-        stream = old.successor(launch.new_version, reference)                           # 2
-        self.commit(Batch(), now=True)              # what the old stream still holds stays under its own version
-        self._observe_anew(stream)
-        self.panes.replace(stream)
-        self.judge.begin(launch.model, reference, PolicyState(alarms_total=previous.alarms_total))
-        self.trigger.ledger.cut_over(launch, at)
-        with self.store.transaction() as db:                                            # 3
-            self.store.save_reference(db, reference)
-            self.store.save_cutover(db, stream, old.version, at, f"launch {launch.id}")
-            self._save_stream(db, stream)
-            moved = self.trigger.ledger.launches[launch.id]
-            self.store.save_launch(db, moved.id, moved.model, launch_to_json(moved))
-        self.trigger.ledger.clear_changed(moved)
-        self.latest.pop(launch.model, None)
-        self.unshown.discard(launch.model)
-        self.exporter.forget(old.model, old.version)
-        log.info("Reference cut over.", extra={"model": stream.model, "version": stream.version, "previous": old.version})
-        self.show()
-
-    def show(self) -> None:
-        """Give the exporter what changed: the last pane of each model, and the service's own numbers."""
-        for model in sorted(self.unshown):
-            evaluation = self.latest[model]
-            reference, ring = self.judge.scans[model].reference, self.judge.rings[model]
-            width = evaluation.scores.shortest or max((w for w in Scan.windows if w <= min(SHOWN_PANES, ring.panes)), default=1)
-            counts, events = ring.window(min(width, max(ring.panes, 1))) if ring.panes else (evaluation.window.profile.counts, 0)
-            with np.errstate(all="ignore"):
-                distances = display(reference, counts, events)
-            if self.observer is not None:           # one that is configured stands for itself
-                own = {one.name for one in self.observer.detectors(model)}
-                distances = {name: values for name, values in distances.items() if name not in own}
-            self.exporter.show(evaluation, reference, distances, (counts, events), seconds=self.seconds.pop(model, None))
-        self.unshown.clear()
-        if self.observer is not None:
-            for stream in self.panes.streams.values():
-                self.exporter.observe((stream.model, stream.version, SEGMENT), self.observer.readings(stream.model))
-        self.exporter.service(self.snapshot())
-
-    def snapshot(self) -> ServiceSnapshot:
-        """What the service knows of itself now."""
-        counts = {
-            (stream.model, stream.version, "all", *key.split(":")): count
-            for stream in self.panes.streams.values()
-            for key, count in self.judge.states[stream.model].alarms_total.items()
-        }
-        return ServiceSnapshot(
-            ready=True, reason="", monitors=tuple(self._status(stream) for stream in self.panes.streams.values()),
-            lag=dict(self.source.lag()), checkpoint=self.committed_at,
-            alarm_counts=counts,  # type: ignore[arg-type]
-            open_alarms={key: opened for stream in self.panes.streams.values() for key, opened in self._open(stream)},
-            alarms=tuple(self.alarms[-ALARMS_SHOWN:]), launches=tuple(self.trigger.ledger.launches.values()),
-            dead_letters=self.dead_letters.counts(),
-        )
-
-    def _open(self, stream: Stream) -> Iterable[tuple[tuple[str, str, str, str, str, str], OpenAlarm]]:
-        """The alarms of a stream that are open, by what they are of (`metrics.ALARM_PLACES`)."""
-        state = self.judge.states[stream.model]
-        checks = None if self.quality is None else self.quality.states[stream.model]
-        machines = ((state.alarm, "drift", "columns", "raised"), (state.severe, "drift", "columns", "severe"),
-                    (state.quality, "quality", "columns", "raised"),
-                    *(((checks.wrong_type, "quality", "wrong_type", "raised"), (checks.volume, "quality", "volume", "raised"))
-                      if checks is not None else ()))
-        for machine, *place in machines:
-            if machine.firing:
-                kind, cause, reached = place
-                yield (stream.model, stream.version, SEGMENT, kind, cause, reached), OpenAlarm(machine.episode, machine.since)
+                log.warning("Answer not taken.", extra={"launch": asked.launch, "answer": asked.action, "error": str(error)})
 
     def stored_offsets(self) -> dict[TopicPartition, int]:
         """Per partition the smallest next offset over the models that read it: where the source must go on."""
@@ -338,14 +230,13 @@ class Stages:
     def _decode(self, batch: Batch) -> Sequence[Rows]:
         decoded = self.decode(batch)
         for rows in decoded:
-            if rows.retried:
-                self.retried[rows.model] = self.retried.get(rows.model, 0) + rows.retried
+            self.display.note_rows(rows)
         return decoded
 
     def _scan(self, window: Window) -> Scores:
         begun = time.perf_counter()
         scores = self.judge(window)
-        self.seconds[window.model] = time.perf_counter() - begun
+        self.display.seconds[window.model] = time.perf_counter() - begun
         return scores
 
     def _decide(self, window: Window, scores: Scores) -> tuple[Alarm, ...]:
@@ -382,7 +273,7 @@ class Stages:
     def _note(self, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:
             self.new_alarms.append(alarm)
-            self.alarms = [*self.alarms, alarm][-ALARMS_SHOWN:]
+            self.display.note_alarm(alarm)
             log.info(f"Alarm {alarm.state}.", extra={
                 "model": alarm.model, "version": alarm.version, "episode": alarm.episode, "kind": alarm.kind,
                 "score": round(alarm.score, 3), "columns": [mover.column for mover in alarm.movers[:3]],
@@ -401,48 +292,14 @@ class Stages:
             self.store.save_checks(db, stream.model, document)  # type: ignore[arg-type]
         stream.changed.clear()
 
-    def _observe_anew(self, stream: Stream) -> None:
-        """Look by the further detectors at the stream of a promoted version; without them, where its reference does not do."""
-        if self.observer is None:
-            return
-        try:
-            stream.sampling = sampling_of(self.observer.begin(stream.model, stream.version, stream.reference))
-        except ConfigError as error:
-            self.observer.end(stream.model)
-            stream.sampling = None
-            log.error("Further detectors left.", extra={"model": stream.model, "version": stream.version, "error": str(error)})
-
     def _captured(self, launch: Launch) -> int:
         """Labelled events that were captured since the launch's alarm began."""
         capture = self.captures.get(launch.model)
         since = msgspec.json.decode(launch.reason)["window"]["since"]
         return capture.labelled_since(int(since * 1000)) if capture else 0
 
-    def _status(self, stream: Stream) -> MonitorStatus:
-        configured = self.configured[stream.model]
-        mark = self.panes.watermark(stream.model)
-        events = {("counted", "none"): stream.outcomes["counted"], ("lost", "retention"): stream.outcomes["lost"]}
-        for name, count in stream.outcomes.items():
-            if name.startswith("refused:"):
-                events["refused", name.removeprefix("refused:")] = count
-        now = mark / 1000 if mark >= 0 else self.clock()
-        return MonitorStatus(
-            stream.model, stream.version, events=events, late=stream.late, retried=self.retried.get(stream.model, 0),
-            watermark=mark / 1000 if mark >= 0 else None, digest=stream.reference.digest, launcher=configured.launcher,
-            metric=configured.metric,
-            budget_remaining=self.trigger.budget_remaining(stream.model, now) if configured.launcher else None,
-            **({} if self.observer is None else self.observer.counts(stream.model)),
-        )
-
-
 def _bare(stream: Stream, pane: int) -> Window:
     """A pane without events: the time at which something was noticed between panes."""
     seconds = stream.pane_ms / 1000
     return Window(stream.model, stream.version, SEGMENT, pane, pane * seconds, (pane + 1) * seconds,
                   Profile.empty(stream.reference))
-
-
-def sampling_of(plan: Plan) -> Sampling | None:
-    """The rows that a plan's detectors need of each pane; None where none of them needs any."""
-    return Sampling(plan.rows, plan.panes, plan.names) if plan.rows else None
-

@@ -22,10 +22,12 @@ from detectors.embedding import dimensions
 from detectors.reference import Column, Reference
 from detectors.scan import Scan, Scores
 from monitor.config import Config, Monitor, budget, state_path
+from monitor.cutover import sampling_of
 from monitor.decide.observe import Asked, Kept, Observer
 from monitor.decide.plan import Plan
 from monitor.decide.policy import Judge, Knobs, Policy, PolicyState
 from monitor.decide.quality import QualityChecks, QualityState
+from monitor.display import Configured
 from monitor.errors import CheckpointRefused, ConfigError, SourceFailed
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Inbox
@@ -35,7 +37,7 @@ from monitor.ingest.decode import Decoder
 from monitor.ingest.files import FileSource
 from monitor.ingest.kafka import KafkaSource
 from monitor.ingest.schema import StreamSchema
-from monitor.pipeline import Configured, Stages, sampling_of
+from monitor.pipeline import Stages
 from monitor.retrain.launch import Retraining
 from monitor.retrain.launchers import launcher_for
 from monitor.retrain.ledger import Ledger, decision_from_json, launch_from_json, launch_to_json
@@ -178,7 +180,7 @@ def build(
             configured={one.monitor.model: _configured(one) for one in monitors},
             checkpoint_seconds=config.service.checkpoint_seconds, launching=launching, on_evaluation=on_evaluation,
             quality=_checks(monitors, store), observer=observer,
-            alarms=[alarm for model in judge.knobs for alarm in _alarms(store, model)][-100:],
+            past_alarms=[alarm for model in judge.knobs for alarm in _alarms(store, model)][-100:],
         )
         stages.source.seek(stages.stored_offsets())
     except BaseException:

@@ -16,13 +16,15 @@ anywhere; answers are not to be cached, framed or sniffed. Neighbours: `monitor.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
 import hashlib
 import hmac
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from monitor.errors import ConfigError
 from monitor.expose import views
 from monitor.expose.exporter import CONTENT_TYPE, Exporter
-from monitor.expose.inbox import ACTIONS, Inbox
+from monitor.expose.inbox import ACTIONS, Asked, Inbox
 
 #: A request's body, bytes: nothing that is served today has one; beyond it the answer is 413.
 BODY_BYTES = 65_536
@@ -49,6 +51,8 @@ BODY_BYTES = 65_536
 HEAD_BYTES = 16_384
 #: Connections at a time: two Prometheus, the probes and some people; beyond it the answer is 503.
 CONNECTIONS = 64
+#: What asks for the token, where there is one: the API, and reports, which are made of kept events.
+GUARDED = ("/api", "/reports")
 #: Longer than any turn of the loop takes, and shorter than a person would wait for a stuck service to be restarted.
 STALLED_SECONDS = 300.0
 #: A scrape interval of a minute keeps its connection.
@@ -72,10 +76,11 @@ _ANSWERS: dict[str, tuple[str, type]] = {
 
 
 def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | None = None,
-                monotonic: Callable[[], float] = time.monotonic) -> Starlette:
+                more: Sequence[Route] = (), monotonic: Callable[[], float] = time.monotonic) -> Starlette:
     """The ASGI application over what the exporter publishes; with a token, everything below /api asks for it.
 
     inbox : where answers to proposed launches are noted; without a token or an inbox none is taken
+    more  : routes of other modules of this stage: pages, reports, receivers
     """
 
     def metrics(request: Request) -> Response:
@@ -124,6 +129,7 @@ def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | 
         Route("/api/v1/monitors", monitors), Route("/api/v1/monitors/{model}", monitor),
         Route("/api/v1/alarms", alarms), Route("/api/v1/triggers", triggers), Route("/openapi.json", described),
         Route("/api/v1/triggers/{launch}/{action}", answered, methods=["POST"]),
+        *more,
     ]
     known = [route.path for route in routes]
 
@@ -150,7 +156,7 @@ def _noted(exporter: Exporter, inbox: Inbox | None, asked: Mapping[str, str]) ->
         return _json(views.Fault(f"no launch {launch[:40]!r}", proposed), 404)
     if launches[launch] != "proposed":
         return _json(views.Fault(f"launch {launch} is {launches[launch]}, no longer proposed", []), 409)
-    if not inbox.put(ACTIONS[action], launch):
+    if not inbox.put(Asked(ACTIONS[action], launch, by="token", at=time.time())):
         return _json(views.Fault("too many answers wait for the loop; try again", []), 503)
     return _json(views.Answer(launch, action), 202)
 
@@ -227,7 +233,9 @@ class _Guard:
 
         async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_SECURITY_HEADERS]
+                given = list(message.get("headers", ()))
+                names = {name for name, _ in given}                 # a page says for itself what it may load
+                message["headers"] = [*given, *(header for header in _SECURITY_HEADERS if header[0] not in names)]
             await send(message)
 
         headers = dict(scope["headers"])
@@ -239,16 +247,26 @@ class _Guard:
         elif not length.isdigit() or int(length) > BODY_BYTES or b"transfer-encoding" in headers:
             answer = _json(views.Fault(f"a body of at most {BODY_BYTES} bytes with its length said", []), 413,
                            {"connection": "close"})
-        elif self._token is not None and scope["path"].startswith("/api") and not self._knows(headers):
-            answer = _json(views.Fault("a bearer token is needed", []), 401, {"www-authenticate": "Bearer"})
+        elif self._token is not None and scope["path"].startswith(GUARDED) and not self._knows(headers, scope["method"]):
+            scheme = "Bearer" if scope["path"].startswith("/api") else 'Basic realm="tidemark", charset="UTF-8"'
+            answer = _json(views.Fault("a bearer token is needed", []), 401, {"www-authenticate": scheme})
         else:
             return await self._app(scope, receive, send_secured)
         return await answer(scope, receive, send_secured)
 
-    def _knows(self, headers: dict[bytes, bytes]) -> bool:
+    def _knows(self, headers: dict[bytes, bytes], method: str) -> bool:
+        """Whether the request carries the token: as a bearer, or, to read in a browser, as the password of any name.
+
+        A browser sends a password along with whatever a foreign page makes it ask, so that one changes nothing.
+        """
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        right = hmac.compare_digest(hashlib.sha256(given.strip()).digest(), self._token or b"")
-        return right and scheme.lower() == b"bearer"
+        given, is_bearer = given.strip(), scheme.lower() == b"bearer"
+        if scheme.lower() == b"basic" and method in ("GET", "HEAD"):
+            try:
+                given, is_bearer = base64.b64decode(given, validate=True).partition(b":")[2], True
+            except binascii.Error:
+                given = b""
+        return hmac.compare_digest(hashlib.sha256(given).digest(), self._token or b"") and is_bearer
 
 
 class Server:

@@ -7,7 +7,7 @@ before its checkpoint, so that an answer is stored together with what it changes
 from __future__ import annotations
 
 import queue
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Action = Literal["approve", "reject"]
 #: By the word that stands in the request's path.
@@ -16,21 +16,39 @@ ACTIONS: dict[str, Action] = {"approve": "approve", "reject": "reject"}
 INBOX_MAX = 64
 
 
+class Asked(NamedTuple):
+    """What somebody asks the loop to do.
+
+    launch : of an answer: the launch that is answered        model : of a launch that is asked for
+    by     : who asked, as far as is known                    why   : the words that came with it
+    key    : asking again with the same key is asking once; empty where every ask counts
+    at     : wall-clock seconds since 1970
+    """
+
+    action: Action
+    launch: str = ""
+    model: str = ""
+    by: str = ""
+    why: str = ""
+    key: str = ""
+    at: float = 0.0
+
+
 class Inbox:
-    """Answers to proposed launches: `put` by the server's threads, `take` by the loop."""
+    """What was asked: `put` by the server's threads, `take` by the loop."""
 
     def __init__(self) -> None:
-        self._waiting: queue.Queue[tuple[Action, str]] = queue.Queue(INBOX_MAX)
+        self._waiting: queue.Queue[Asked] = queue.Queue(INBOX_MAX)
 
-    def put(self, action: Action, launch: str) -> bool:
-        """Note an answer; False when too many wait."""
+    def put(self, asked: Asked) -> bool:
+        """Note it; False when too many wait."""
         try:
-            self._waiting.put_nowait((action, launch))
+            self._waiting.put_nowait(asked)
         except queue.Full:
             return False
         return True
 
-    def take(self) -> list[tuple[Action, str]]:
+    def take(self) -> list[Asked]:
         """Everything that was noted since the last call, oldest first."""
         taken = []
         while True:

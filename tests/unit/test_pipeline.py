@@ -11,6 +11,7 @@ from detectors.reference import Reference
 from monitor.cli import main
 from monitor.config import parse
 from monitor.expose.api import Server, application
+from monitor.expose.inbox import Asked
 from monitor.flow import Batch
 from monitor.ingest.source import MemorySource, records
 from monitor.service import build
@@ -61,7 +62,7 @@ def test_a_manual_retraining_waits_for_its_answer_and_keeps_it(make):
     stages.run()
     (launch,) = stages.trigger.ledger.launches.values()
     assert launch.state == "proposed"
-    stages.inbox.put("approve", launch.id)
+    stages.inbox.put(Asked("approve", launch.id))
     stages.commit(Batch())
     stages.close()
     again = make(Memory([]), approval="manual")
@@ -73,7 +74,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(make):
     stages.run()
     (launch,) = stages.trigger.ledger.launches
     for action in ("reject", "approve"):
-        stages.inbox.put(action, launch)
+        stages.inbox.put(Asked(action, launch))
         stages.commit(Batch())
     assert stages.trigger.ledger.launches[launch].state == "refused"
 

@@ -14,7 +14,7 @@ import pytest
 from monitor.errors import ConfigError
 from monitor.expose.api import BODY_BYTES, HEAD_BYTES, STALLED_SECONDS, Server, application, openapi, read_token
 from monitor.expose.exporter import CONTENT_TYPE, Exporter
-from monitor.expose.inbox import INBOX_MAX, Inbox
+from monitor.expose.inbox import INBOX_MAX, Asked, Inbox
 from monitor.expose.snapshot import ServiceSnapshot
 from tests.unit.expose.shown import World, launch, snapshot, status
 
@@ -261,7 +261,7 @@ def test_an_answer_to_a_proposed_launch_is_noted_for_the_loop(exporter, serve):
     answers = [client.post(f"/api/v1/triggers/{name}/{action}", headers=secret).status_code for name, action in asked]
     assert answers == [202, 202, 409, 404, 404]
     assert client.post(f"/api/v1/triggers/{known}/approve").status_code == 401
-    assert inbox.take() == [("approve", known), ("reject", known)]
+    assert [asked[:2] for asked in inbox.take()] == [("approve", known), ("reject", known)]
     assert inbox.take() == []
 
 
@@ -276,4 +276,4 @@ def test_without_a_token_nothing_can_be_changed(exporter, serve):
 
 def test_more_answers_than_the_inbox_holds_are_sent_back():
     inbox = Inbox()
-    assert [inbox.put("approve", str(n)) for n in range(INBOX_MAX + 1)] == [True] * INBOX_MAX + [False]
+    assert [inbox.put(Asked("approve", str(n))) for n in range(INBOX_MAX + 1)] == [True] * INBOX_MAX + [False]
