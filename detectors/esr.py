@@ -32,7 +32,7 @@ from scipy import special
 from detectors.arrays import Arrays, Fold
 from detectors.profile import Profile, ReferenceMismatch
 from detectors.reference import Reference
-from detectors.scan import DIRECTIONS
+from detectors.seen import DIRECTIONS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

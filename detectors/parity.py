@@ -12,7 +12,7 @@ before; the tests that draw at random start from a fixed seed. Nothing is sent a
 Cost: the first call imports evidently, 2-10 s and 250 MB; then 1-5 ms a column of 1,000 rows, for display and on demand
 only. `TVD` and `empirical_mmd` permute: seconds, so they see a sample of at most `ROWS_MAX` rows a side.
 
-Neighbours: `method` describes, `methods` is the catalogue; docs/parity.md shows where theirs errs, and `distances` and
+Neighbours: `method` describes, `methods` is the catalogue, `parity_report` draws evidently's HTML; docs/parity.md shows where theirs errs, and `distances` and
 `tests` do the same on counts.
 """
 
@@ -152,7 +152,7 @@ def evaluate(name: str, reference: Values, window: Values, kind: str) -> Parity:
         return _not_tested(short, "insufficient_data", "no values in the " + ("window" if len(before) else "reference"),
                            before, after)
     registry, pandas = _evidently(name)
-    with _quiet():
+    with quietly():
         chosen = None if short == DEFAULT else short
         return _run(registry, pandas, chosen, before, after, "num" if kind == "numeric" else "cat")
 
@@ -256,7 +256,7 @@ def _sampled(values: NDArray[Any], rows_max: int | None) -> NDArray[Any]:
 def _imported() -> tuple[Theirs, Theirs]:
     """evidently's registry of tests and pandas, imported once, by name: the type checker need not have them."""
     os.environ.setdefault("DO_NOT_TRACK", "1")             # read by evidently's telemetry, which our calls do not touch either
-    with _quiet():
+    with quietly():
         pandas = importlib.import_module("pandas")
         importlib.import_module("evidently.legacy.calculations.stattests")
         return importlib.import_module("evidently.legacy.calculations.stattests.registry"), pandas
@@ -271,8 +271,13 @@ def _evidently(name: str) -> tuple[Theirs, Theirs]:
                           "pip install 'tidemark[report]'") from None
 
 
+def theirs(name: str) -> Theirs:
+    """pandas, where evidently can be imported beside it; ImportError that says what to install, for `name`."""
+    return _evidently(name)[1]
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No warning, and numpy's global random numbers from a fixed seed which are put back afterwards."""
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")

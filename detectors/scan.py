@@ -8,16 +8,15 @@ them). Scores are divided by that threshold: 1 is an alarm.
 Invariants: a decision is a pure function of (reference, ring, knobs). Adding a window, a bin or a row without adding it
 to `tests` breaks the promise; so does any second look at a pane.
 
-Cost: O(8 J (4 K + K)) per pane, vectorised over windows, rows and bins: 0.8 ms at 20 columns on one core, nothing per
-event. Memory: 8 J B counts of the windows and about ten temporaries of 8 J K floats (20 columns: 0.5 MB); the ring
-itself is 129 J B 8 bytes.
+Cost: O(8 J (4 K + K)) per pane, vectorised over windows, rows and bins: 0.8 ms at 20 columns and 6 ms at 500 on one core,
+nothing per event. Memory: 8 J B counts of the windows and about ten temporaries of 8 J K floats (20 columns: 0.5 MB); the
+ring itself is 129 J B 8 bytes.
 
-Neighbours: `ring` sums panes, `reference` holds the other side, the service's policy turns scores into alarms.
+Neighbours: `ring` sums panes, `reference` holds the other side, `seen` one pane's comparisons; the service's policy turns
+scores into alarms.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from detectors.profile import Profile
 from detectors.reference import Reference
 from detectors.ring import PANES_MAX, Ring
 from detectors.scores import Scores, Strongest
+from detectors.seen import ALARM, DIRECTIONS, LASTING, PLAIN, RAW, SEVERE, Bins, Seen, x_log_x
 from detectors.shift import Common, CommonShift
 
 __all__ = ["WINDOWS", "Ring", "Scan", "Scores"]
@@ -37,16 +37,15 @@ __all__ = ["WINDOWS", "Ring", "Scan", "Scores"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-#: Evidence of drift and of faults.
-Parts = tuple[Floats, Floats]
 
 #: Window lengths in panes.
 WINDOWS = tuple(2**power for power in range(PANES_MAX.bit_length()))
-DIRECTIONS = 4
 #: A window speaks from this many effective events on: below, the tail of a sum is not normal.
 EFFECTIVE_EVENTS_MIN = 20
 #: A bin speaks when it gained or lost at least this many events.
 BIN_EXCESS_MIN = 4.0
+#: A bin whose z is surely below is passed over: among a row's hundreds of comparisons chance makes larger ones.
+BIN_Z_MIN = 1.5
 #: Least s.d. of a bin in the severe score: a bin must surely move more than tolerance x 0.1 of all events.
 SEVERE_SPREAD_FLOOR = 0.1
 #: Share of false names among those that an alarm names (Benjamini and Hochberg 1995).
@@ -109,6 +108,7 @@ class Scan:
         self.reference = reference
         self.tolerance, self.retrain_above = tolerance, retrain_above
         self.panes_per_false_alarm = panes_per_false_alarm
+        self._tolerances = np.array([tolerance, tolerance / 2, 0.0, retrain_above])
         self.tests = 2 * len(WINDOWS) * (DIRECTIONS * rows + int(arrays.live.sum()))
         self.alpha = 1.0 / (panes_per_false_alarm * self.tests)
         self.threshold = float(-special.ndtri(self.alpha))
@@ -116,12 +116,15 @@ class Scan:
         self._nu_directions = nu_factor(self.threshold, self.alpha, arrays.nu_directions)
         nu_bins = nu_factor(self.threshold, self.alpha, arrays.nu_bins)
         self._bin_scale = 2 * nu_bins**2 / arrays.g_bins
+        self._pearson_scale = self._bin_scale * arrays.m[:, None] / BIN_Z_MIN**2
         self._loss_limit = np.where(arrays.one_sided, -np.inf, -BIN_EXCESS_MIN)
         m = arrays.m[:, None]
-        self._reference_entropy = _x_log_x(arrays.c0) + _x_log_x(m - arrays.c0) - _x_log_x(m)
+        self._per_event, self._skew = 1 / arrays.m, arrays.skew * np.sqrt(arrays.g_directions) / 6
+        self._reference_entropy = x_log_x(arrays.c0) + x_log_x(m - arrays.c0) - x_log_x(m)
         self._row_tests = 2 * len(WINDOWS) * (DIRECTIONS + arrays.live.sum(axis=1))
         self._words = tuple(_words(reference, j) for j in range(rows))
-        self._ordinary, self._fault_bins, self._fault_speaks = _fault_bins(reference)
+        self._plain = np.flatnonzero(reference.is_plain)
+        self._of_faults = _fault_bins(reference)
         # One more comparison a window. `tests` counts both signs of bins that only count when they gain: these 16 of the
         # places that are never used are its own.
         self._common = CommonShift.of(reference) if self._common_shift else None
@@ -146,17 +149,12 @@ class Scan:
             return self._silence()
         fine, _ = ring.windows(lengths)
         seen = self._compare(self._fold(fine), lengths)
-        alarm, severe, raw = (seen.best(tolerance, floored) for tolerance, floored in (
-            (self.tolerance, False), (self.retrain_above, True), (0.0, False)))
-        # Far from the threshold even without a tolerance, that bound says enough of what would be left at half of it.
-        far = max(raw[0].max(), raw[1].max()) < self.threshold - FAULT_MARGIN
-        lasting = raw if far else seen.best(self.tolerance / 2, False)
+        best = seen.best(self._tolerances)
         common = None
         if self._common is not None:
-            common = Common.of(self._common, seen, (self.tolerance, self.tolerance / 2, 0.0))
-            for part, z in zip((alarm, lasting, raw), common.z, strict=True):
-                part[0][:, -1] = np.maximum(part[0][:, -1], z)
-        return self._scores(seen, fine, alarm, severe[0], lasting, np.maximum(*raw), common)
+            common = Common.of(self._common, seen, self._tolerances[PLAIN])
+            np.maximum(best[PLAIN, 0, :, -1], common.z, out=best[PLAIN, 0, :, -1])
+        return self._scores(seen, fine, best, common)
 
     def _compare(self, n: Floats, lengths: Ints) -> Seen:
         """All comparisons of the scan counts `n`, shape (W, J, K), without a tolerance yet."""
@@ -164,40 +162,38 @@ class Scan:
         events = n.sum(axis=2)                                                   # (W, J)
         N = np.maximum(events, 1.0)
         difference = np.matmul(n.transpose(1, 0, 2), ref.weights).transpose(1, 0, 2) / N[:, :, None] - ref.centre
-        variance = ref.g_directions * (1 / N + 1 / ref.m)[:, :, None]            # (W, J, 4)
-        skew = ref.skew / (6 * np.sqrt(N[:, :, None] / ref.g_directions))
+        variance = ref.g_directions * (1 / N + self._per_event)[:, :, None]      # (W, J, 4)
+        skew = self._skew * (1 / np.sqrt(N))[:, :, None]
 
         takes_part = events / self.reference.deff >= EFFECTIVE_EVENTS_MIN
-        strength, loss, floored_loss = self._bins(n, N, takes_part)
-        return Seen(lengths=lengths, n=n, events=events, takes_part=takes_part, difference=difference, variance=variance,
-                     skew=skew, nu_directions=self._nu_directions, strength=strength, loss=loss, floored_loss=floored_loss,
-                     fault_bins=self._fault_bins, fault_speaks=self._fault_speaks, ordinary=self._ordinary)
-
-    def _bins(self, n: Floats, N: Floats, takes_part: Bools) -> tuple[Floats, Floats, Floats]:
-        """Every bin's z without a tolerance, and what a tolerance of 1 takes from it, plain and floored; (W, J, K) each.
-
-        Logarithms are nearly all of a decision's cost, so they are taken only where a bin speaks: about half of them.
-        """
-        ref, cells = self.reference.arrays, self.reference.arrays.c0.size
         excess = n - N[:, :, None] * ref.p0                                      # (W, J, K)
         # Padded bins never speak: their excess is 0. Bins that only count when they gain have no lower limit.
         speaks = ((excess >= BIN_EXCESS_MIN) | (excess <= self._loss_limit)) & takes_part[:, :, None]
-        at = np.flatnonzero(speaks)
+        # Pearson's statistic is never below half the likelihood ratio, and needs no logarithm.
+        pooled, total = n + ref.c0, (N + ref.m)[:, :, None]
+        speaks &= excess * excess * self._pearson_scale * total >= N[:, :, None] * pooled * (total - pooled)
+        bins = self._bins(n, N, excess, np.flatnonzero(speaks))
+        return Seen(lengths=lengths, n=n, events=events, takes_part=takes_part, difference=difference, variance=variance,
+                    skew=skew, nu_directions=self._nu_directions, bins=bins)
+
+    def _bins(self, n: Floats, N: Floats, excess: Floats, at: NDArray[np.intp]) -> Bins:
+        """The comparisons of the bins at places `at` of (W, J, K).
+
+        Only of those that speak, a third of them all: they are half of a decision's cost.
+        """
+        ref, cells = self.reference.arrays, self.reference.arrays.c0.size
         cell, pair = at % cells, at // n.shape[2]                                # row and bin; window and row
         total = N + ref.m
         inside, pooled = n.ravel()[at], n.ravel()[at] + ref.c0.ravel()[cell]
-        constant = _x_log_x(total) - _x_log_x(N)
-        deviance = (_x_log_x(inside) + _x_log_x(N.ravel()[pair] - inside) - _x_log_x(pooled)
-                    - _x_log_x(total.ravel()[pair] - pooled) + constant.ravel()[pair] + self._reference_entropy.ravel()[cell])
+        constant = x_log_x(total) - x_log_x(N)
+        deviance = (x_log_x(inside) + x_log_x(N.ravel()[pair] - inside) - x_log_x(pooled)
+                    - x_log_x(total.ravel()[pair] - pooled) + constant.ravel()[pair] + self._reference_entropy.ravel()[cell])
         z = np.sqrt(np.maximum(deviance, 0.0) * self._bin_scale.ravel()[cell])
         share = pooled / total.ravel()[pair]
         spread = np.sqrt(share * (1 - share))
         per_gap = z * N.ravel()[pair] / np.abs(excess.ravel()[at])
-        strength, loss, floored = np.zeros((3, *n.shape))
-        strength.ravel()[at] = z
-        loss.ravel()[at] = per_gap * spread
-        floored.ravel()[at] = per_gap * np.maximum(spread, SEVERE_SPREAD_FLOOR)
-        return strength, loss, floored
+        return Bins(at, pair, n.shape, z, per_gap * spread, per_gap * np.maximum(spread, SEVERE_SPREAD_FLOOR),
+                    self._of_faults.ravel()[cell])
 
     def _silence(self) -> Scores:
         """The scores where nothing takes part: no pane yet, or a reference too small for any decision."""
@@ -210,16 +206,19 @@ class Scan:
                       test=np.zeros(J, np.int64), unit=("sd",) * J, what=tuple(words[0] for words in self._words),
                       quality=np.zeros(J, bool), state=("too_few_events",) * J, named=())
 
-    def _scores(self, seen: Seen, fine: Ints, parts: Parts, severe: Floats, lasting: Parts, raw: Floats,
-                common: Common | None) -> Scores:
-        """Collect the best comparisons of every window and row, each (W, J), into one answer per row.
+    def _scores(self, seen: Seen, fine: Ints, best: Floats, common: Common | None) -> Scores:
+        """Collect the best comparisons of every window and row into one answer per row.
 
-        parts, lasting : drift, and the bins that only faults fill, at the tolerance and at half of it
-        common         : the shift of all columns together; it speaks in the last row, the joint spread
+        best   : what `Seen.best` gives, (4, 2, W, J)
+        common : the shift of all columns together; it speaks in the last row, the joint spread
         """
-        alarm = np.maximum(*parts)
-        z, z_quality, z_severe = _by_row(parts[0]), _by_row(parts[1]), _by_row(severe)
-        top, top_raw = alarm.max(axis=0), raw.max(axis=0)
+        either = np.maximum(best[:, 0], best[:, 1])
+        alarm, raw, severe = either[ALARM], either[RAW], best[SEVERE, 0]
+        by_row = np.zeros((*best.shape[:2], best.shape[3], len(WINDOWS)))        # windows that do not exist yet say 0
+        by_row[..., : best.shape[2]] = best.swapaxes(2, 3)
+        (z, z_quality), (z_lasting, z_lasting_quality), z_severe = by_row[ALARM], by_row[LASTING], by_row[SEVERE, 0]
+        tops = either.max(axis=1)
+        top, top_raw = tops[ALARM], tops[RAW]
         part: Bools = np.any(seen.takes_part, axis=0)
         known = bool(part.any())
 
@@ -228,21 +227,22 @@ class Scan:
         window = _strongest_window(np.where(passes, alarm, raw))
         test = seen.strongest_test(window, np.where(passes, self.tolerance, 0.0), floored=False)
         found = self._strongest(seen, window, test, top_raw > self.threshold)
-        if common is not None and raw[window[-1], -1] > 0 and common.z[2][window[-1]] >= raw[window[-1], -1]:
+        if common is not None and raw[window[-1], -1] > 0 and common.z[RAW][window[-1]] >= raw[window[-1], -1]:
             found = common.explained(found, int(window[-1]), self.reference)
 
         # What a fault explains is no drift; what it does to joint rows is told by the column itself.
-        causes, faulty = self._faults(fine, _by_row(alarm)), np.zeros(len(top), bool)
-        faulty[list(causes)] = True
-        explained = self._explained(faulty)
-        z_lasting, z_lasting_quality = _by_row(lasting[0]), _by_row(lasting[1])
-        for drift, fault in ((z, z_quality), (z_lasting, z_lasting_quality)):
-            fault[faulty] = np.maximum(drift, fault)[faulty]
-            drift[faulty | explained] = fault[explained] = 0.0
-        z_severe[faulty | explained] = 0.0
-        evidence = np.maximum(z, z_quality)
-        named = self._named(evidence.max(axis=1))
-        score = float(evidence.max()) / self.threshold if known else float("nan")
+        causes, explained = self._faults(fine, alarm, top), np.zeros(len(top), bool)
+        if causes:
+            faulty = np.zeros(len(top), bool)
+            faulty[list(causes)] = True
+            explained = self._explained(faulty)
+            for drift, fault in ((z, z_quality), (z_lasting, z_lasting_quality)):
+                fault[faulty] = np.maximum(drift, fault)[faulty]
+                drift[faulty | explained] = fault[explained] = 0.0
+            z_severe[faulty | explained] = 0.0
+            top = np.where(explained, 0.0, top)
+        named = self._named(top)
+        score = float(top.max()) / self.threshold if known else float("nan")
         strongest_severe = None
         if z_severe.any():                                                       # rare: the next lines cost a tenth
             severe_window = _strongest_window(severe)
@@ -255,18 +255,18 @@ class Scan:
             best_window=found.best_window, window_events=found.window_events,
             effect=found.effect, effect_lower=found.effect_lower, effect_upper=found.effect_upper,
             test=found.test, unit=found.unit, what=found.what, quality=z_quality.max(axis=1) > z.max(axis=1), faults=causes,
-            state=self._states(np.where(explained, 0.0, top), top_raw, part, named if score > 1 else ()), named=named,
+            state=self._states(top, top_raw, part, named if score > 1 else ()), named=named,
             strongest_severe=strongest_severe)
 
-    def _faults(self, fine: Ints, z: Floats) -> dict[int, Fault]:
-        """What broke in the rows whose evidence (J, 8) is near the threshold or above; few in any pane, mostly none.
+    def _faults(self, fine: Ints, alarm: Floats, top: Floats) -> dict[int, Fault]:
+        """What broke in the rows whose evidence, (W, J) and (J,), is near the threshold or above; mostly in none.
 
         Looked for in the shortest window that shows the change: longer ones mix it with what was before.
         """
-        near = z > self.threshold - FAULT_MARGIN
+        least = self.threshold - FAULT_MARGIN
         causes = {}
-        for row in np.flatnonzero(near.any(axis=1)).tolist():   # turns: the rows that moved, 0.04 to 0.3 ms each
-            fault = faults(self.reference, row, fine[int(near[row].argmax()), row])
+        for row in np.flatnonzero(top > least).tolist():        # turns: the rows that moved, 0.04 to 0.3 ms each
+            fault = faults(self.reference, row, fine[int((alarm[:, row] > least).argmax()), row])
             if fault is not None:
                 causes[row] = fault
         return causes
@@ -275,8 +275,7 @@ class Scan:
         """The joint rows that a faulty column would move as well, (J,)."""
         joint, explained = self.reference.joint, np.zeros(len(quality), bool)
         if joint is not None and quality.any():
-            plain = np.flatnonzero(self.reference.is_plain)
-            explained[-joint.rows:] = joint.involves(quality[plain])
+            explained[-joint.rows:] = joint.involves(quality[self._plain])
         return explained
 
     def _strongest(self, seen: Seen, window: Ints, test: Ints, moved: Bools) -> Strongest:
@@ -293,11 +292,9 @@ class Scan:
         words = [words[k] for words, k in zip(self._words, test.tolist(), strict=True)]
         joint = self.reference.joint
         if joint is not None:
-            first, plain = len(words) - joint.rows, np.flatnonzero(self.reference.is_plain)
-            for row in range(joint.rows - 1):                   # at most 12 turns; the spread is of all columns
+            first, plain = len(words) - joint.rows, self._plain
+            for row in np.flatnonzero(moved[first:-1]).tolist():    # at most 12 turns; the spread is of all columns
                 j = first + row
-                if not moved[j]:
-                    continue
                 shift = seen.difference[window[j], plain, 0] if test[j] == 0 else None
                 names = [self.reference.rows[plain[c]] for c in joint.leading(row, shift)]
                 words[j] = "joint change of " + ", ".join(names)
@@ -324,56 +321,16 @@ class Scan:
 
     def _named(self, top: Floats) -> tuple[int, ...]:
         """Rows that moved, strongest first, a tenth of them false; if an alarm stands, at least the strongest."""
+        if top.max() <= self.threshold and self._row_tests.min() * special.ndtr(-top.max()) > NAMES_FALSE_SHARE:
+            return ()
         named = benjamini_hochberg(np.minimum(1.0, self._row_tests * special.ndtr(-top)))
         if not len(named) and top.max() > self.threshold:
             named = np.array([top.argmax()])
         return tuple(named[np.argsort(-top[named], kind="stable")].tolist())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """The comparisons of one pane: lengths (W,), events and takes_part (W, J), the others (W, J, 4 or K).
-
-    fault_bins, fault_speaks (J, 3), ordinary (J, K) : bins that speak of data quality; 1.0 where that is one, and where not
-
-    A bin's z at a tolerance t is `strength - t loss`: the share of its evidence that lies within the tolerance is lost.
-    """
-
-    lengths: Ints
-    n: Floats
-    events: Floats
-    takes_part: Bools
-    difference: Floats
-    variance: Floats
-    skew: Floats
-    nu_directions: Floats
-    strength: Floats
-    loss: Floats
-    floored_loss: Floats
-    fault_bins: Ints
-    fault_speaks: Floats
-    ordinary: Floats
-
-    def best(self, tolerance: float, floored: bool) -> tuple[Floats, Floats]:
-        """Largest z over directions and ordinary bins, and over the bins of faults; (W, J), 0 where a row takes no part."""
-        z1 = direction_z(self.difference, self.variance, self.skew, tolerance) * self.nu_directions
-        loss = self.floored_loss if floored else self.loss
-        z2 = self.strength - tolerance * loss if tolerance else self.strength
-        of_faults = (z2[:, np.arange(z2.shape[1])[:, None], self.fault_bins] * self.fault_speaks).max(axis=2)
-        drift = np.maximum(z1.max(axis=2), (z2 * self.ordinary).max(axis=2))
-        return drift * self.takes_part, np.maximum(of_faults, 0.0) * self.takes_part
-
-    def strongest_test(self, window: Ints, tolerance: Floats, *, floored: bool) -> Ints:
-        """Index among directions and bins of each row's largest z in its window, shape (J,); the mean if all are 0."""
-        at = (window, np.arange(len(window)))
-        z1 = direction_z(self.difference[at], self.variance[at], self.skew[at], tolerance[:, None]) * self.nu_directions
-        z2 = self.strength[at] - tolerance[:, None] * (self.floored_loss if floored else self.loss)[at]
-        best: Ints = np.concatenate([z1, np.maximum(z2, 0.0)], axis=1).argmax(axis=1)
-        return best
-
-
-def _fault_bins(reference: Reference) -> tuple[Floats, Ints, Floats]:
-    """Which bins are no fault's, (J, K), 1.0; the places of those that are, (J, 3); and which of these count, 1.0.
+def _fault_bins(reference: Reference) -> Bools:
+    """Which bins speak of a fault of the data, (J, K).
 
     A value out of range, unseen or missing is a fault of a column's data. In rows that are computed only missing is: they
     have no values that were never seen, only combinations; and joint rows are never missing.
@@ -381,31 +338,7 @@ def _fault_bins(reference: Reference) -> tuple[Floats, Ints, Floats]:
     fault = reference.arrays.fault.copy()
     fault[~reference.is_plain, 1:] = False
     fault[[column is None for column in reference.column_of_row], 0] = False
-    places = np.argsort(~fault, axis=1, kind="stable")[:, :3]
-    ordinary: Floats = (~fault).astype(np.float64)
-    return ordinary, places.astype(np.int64), np.take_along_axis(fault, places, axis=1).astype(np.float64)
-
-
-def direction_z(difference: Floats, variance: Floats, skew: Floats, tolerance: float | Floats) -> Floats:
-    """Standardised differences of directions beyond the tolerance, never below 0.
-
-    skew : skewness of the weights / (6 sqrt(effective events)), the second term of the Cornish-Fisher expansion: the
-           sum of a skewed score has unequal tails
-    """
-    z = np.maximum(np.abs(difference) - tolerance, 0.0) / np.sqrt(variance)
-    return np.maximum(z - np.sign(difference) * skew * np.maximum(z * z - 1, 0.0), 0.0)
-
-
-def bin_deviance(n: Floats, N: Floats, c: Floats, m: Floats) -> tuple[Floats, Floats]:
-    """Pooled share, and half the likelihood ratio of "two shares" against "one", for n of N and c of m events."""
-    deviance = (_x_log_x(n) + _x_log_x(N - n) + _x_log_x(c) + _x_log_x(m - c) - _x_log_x(n + c)
-                - _x_log_x(N + m - n - c) + _x_log_x(N + m) - _x_log_x(N) - _x_log_x(m))
-    return (n + c) / (N + m), np.maximum(deviance, 0.0)
-
-
-def _x_log_x(x: Floats) -> Floats:
-    """x ln x, 0 at 0. Sums of it lose 1e-16 of the largest term: with 1e9 events a z of 0 may read 0.003."""
-    return x * np.log(np.maximum(x, 1e-300))
+    return fault
 
 
 def nu_factor(threshold: float, alpha: float, nu: Floats) -> Floats:
@@ -419,13 +352,6 @@ def benjamini_hochberg(p: Floats, false_share: float = NAMES_FALSE_SHARE) -> Int
     order = np.argsort(p, kind="stable")
     passed = np.flatnonzero(p[order] <= false_share * np.arange(1, len(p) + 1) / len(p))
     return order[: passed[-1] + 1] if len(passed) else order[:0]
-
-
-def _by_row(best: Floats) -> Floats:
-    """(W, J) of the windows that exist as (J, 8)."""
-    whole = np.zeros((best.shape[1], len(WINDOWS)))
-    whole[:, : len(best)] = best.T
-    return whole
 
 
 def _strongest_window(best: Floats) -> Ints:

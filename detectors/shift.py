@@ -15,7 +15,6 @@ columns; nothing per event. Neighbours: `derived` has the scores and the correla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ from detectors.reference import Reference
 from detectors.scores import Strongest
 
 if TYPE_CHECKING:
-    from detectors.scan import Seen
+    from detectors.seen import Seen
 
 Floats = NDArray[np.float64]
 
@@ -92,15 +91,15 @@ class CommonShift:
         length: Floats = np.sqrt(((shift @ self.whitening) ** 2).sum(axis=1))
         return length, np.sqrt(1 / np.maximum(events, 1.0) + 1 / self.events)
 
-    def z(self, length: Floats, error: Floats, events: Floats, tolerance: float) -> Floats:
-        """The normal quantile that the length is worth beyond the tolerance, (W,); 0 where too few events take part."""
+    def z(self, length: Floats, error: Floats, events: Floats, tolerances: Floats) -> Floats:
+        """The normal quantile that the length is worth beyond each tolerance, (T, W); 0 where too few events take part."""
         components = self.whitening.shape[1]
-        left = np.maximum(length - tolerance * np.sqrt(components), 0.0) / error
-        ratio = left**2 / self.g * self.freedom / (self.freedom + components)
-        z = np.zeros(len(ratio))
+        left = np.maximum(length - tolerances[:, None] * np.sqrt(components), 0.0) / error
+        ratio = left**2 * (self.freedom / (self.freedom + components) / self.g)
+        z = np.zeros(ratio.shape)
         # At a ratio below 1 the quantile is about 0 or less: nothing to say, and most windows without drift are there.
-        long = np.flatnonzero((ratio > 1) & (events >= EVENTS_PER_COMPONENT * self.g))
-        if len(long):
+        long = (ratio > 1) & (events >= EVENTS_PER_COMPONENT * self.g)
+        if long.any():
             p = np.maximum(special.fdtrc(self.dof, self.freedom, ratio[long]), _P_MIN)
             z[long] = np.maximum(-special.ndtri(p), 0.0)
         return z
@@ -126,22 +125,21 @@ def _effects(reference: Reference, rows: NDArray[np.intp], components: int) -> t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Common:
-    """What the common shift says of one pane: for every window (W,) its z at several tolerances and what it rests on."""
+    """What the common shift says of one pane: for every window (W,) its z at several tolerances, (T, W), and what it rests on."""
 
-    z: tuple[Floats, ...]
+    z: Floats
     shift: Floats
     length: Floats
     error: Floats
     noise: float
 
     @classmethod
-    def of(cls, prepared: CommonShift, seen: Seen, tolerances: Sequence[float]) -> Common:
+    def of(cls, prepared: CommonShift, seen: Seen, tolerances: Floats) -> Common:
         """The test in all windows of a pane."""
         events = seen.events[:, 0]
         shift = prepared.means(seen.n, np.maximum(seen.events, 1.0))
         length, error = prepared.length(shift, events)
-        return cls(tuple(prepared.z(length, error, events, tolerance) for tolerance in tolerances), shift, length, error,
-                   prepared.g)
+        return cls(prepared.z(length, error, events, tolerances), shift, length, error, prepared.g)
 
     def explained(self, found: Strongest, window: int, reference: Reference) -> Strongest:
         """The rows' strongest comparisons, the last of them said in the words of a common shift."""

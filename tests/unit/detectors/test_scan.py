@@ -5,7 +5,8 @@ import pytest
 
 from detectors.reference import Column, Reference
 from detectors.ring import Ring
-from detectors.scan import WINDOWS, Scan, benjamini_hochberg, bin_deviance, direction_z, nu_factor
+from detectors.scan import BIN_EXCESS_MIN, BIN_Z_MIN, WINDOWS, Scan, benjamini_hochberg, nu_factor
+from detectors.seen import bin_deviance, direction_z
 
 
 def near(value):
@@ -65,12 +66,37 @@ def test_directions_have_the_values_of_the_worked_example(four_bins):
 
 def test_bins_have_the_values_of_the_worked_example(four_bins):
     seen = compared(four_bins, 40, 60, 70, 80, 0)
-    assert seen.strength[0, 0, 2] == near(3.099114)
-    assert seen.strength[0, 0, 2] - 0.1 * seen.loss[0, 0, 2] == near(1.638310)
-    above = compared(four_bins, 61, 61, 61, 61, 6)
-    assert above.strength[0, 0, 6] == near(3.760752)
-    assert above.strength[0, 0, 6] - 0.1 * above.loss[0, 0, 6] == near(2.541654)
-    assert compared(four_bins, 62, 62, 62, 61, 3).strength[0, 0, 6] == 0       # 2.75 events more than expected: too few
+    strength, loss = bins_of(seen)
+    assert strength[0, 0, 2] == near(3.099114)
+    assert strength[0, 0, 2] - 0.1 * loss[0, 0, 2] == near(1.638310)
+    strength, loss = bins_of(compared(four_bins, 61, 61, 61, 61, 6))
+    assert strength[0, 0, 6] == near(3.760752)
+    assert strength[0, 0, 6] - 0.1 * loss[0, 0, 6] == near(2.541654)
+    few, _ = bins_of(compared(four_bins, 62, 62, 62, 61, 3))
+    assert few[0, 0, 6] == 0                                                   # 2.75 events more than expected: too few
+
+
+def bins_of(seen):
+    """What single bins say, (W, J, K), 0 where a bin does not speak: strength, and loss to a tolerance of 1."""
+    dense = np.zeros((2, *seen.bins.shape))
+    for values, part in zip(dense, (seen.bins.strength, seen.bins.loss), strict=True):
+        values.ravel()[seen.bins.at] = part
+    return dense
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_only_bins_whose_z_is_below_the_bound_are_passed_over(seed, four_bins):
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(int(rng.integers(50, 20_000)), rng.dirichlet([5.0] * 4))
+    seen, arrays = compared(four_bins, *counts, 0), four_bins.reference.arrays
+    n, N = seen.n[0], seen.events[0][:, None]
+    _, deviance = bin_deviance(n, N, arrays.c0, arrays.m[:, None])
+    z = np.sqrt(2 * deviance / arrays.g_bins)
+    speaks = (n - N * arrays.p0 >= BIN_EXCESS_MIN) | ((n - N * arrays.p0 <= -BIN_EXCESS_MIN) & ~arrays.one_sided)
+    strength, _ = bins_of(seen)
+    certain = speaks & (z >= BIN_Z_MIN)
+    np.testing.assert_allclose(strength[0][certain], z[certain])
+    assert np.all(z[speaks & (strength[0] == 0)] < BIN_Z_MIN)
 
 
 def test_the_interval_is_that_of_the_winning_comparison(four_bins):
@@ -268,7 +294,8 @@ def test_the_absence_of_new_values_is_no_drift():
     common = [level for level in draw(4000) if level in set(reference.records[0].binning.levels)]
     ring.push(reference.profile({"c": common}))
     seen = scan._compare(scan._fold(ring.windows(np.array([1]))[0]), np.array([1]))
-    assert seen.strength[0, 0, last] == seen.strength[0, 0, last - 1] == 0
+    strength, _ = bins_of(seen)
+    assert strength[0, 0, last] == strength[0, 0, last - 1] == 0
 
 
 def test_a_constant_column_shows_any_other_value_at_once():
