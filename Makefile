@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup components demo test lint bench render run constraints clean
+.PHONY: help setup components demo test lint bench render pictures run constraints clean
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -64,6 +64,9 @@ bench: setup  ## Every benchmark as a ratio beside its target
 render: setup  ## Rewrite the generated pages; read the difference
 	@$(BIN)/python -m dashboards.render
 	@$(BIN)/python -m detectors.methods > docs/detectors.md
+
+pictures: components  ## Take the pictures of README and docs anew, from a real run (about 4 minutes)
+	@$(BIN)/python -m docs.pictures.make
 
 run: setup  ## The service: make run CONFIG=tidemark.yaml
 	@$(BIN)/tidemark run -c $(CONFIG)

@@ -63,7 +63,9 @@ def metrics_page() -> str:
              "Everything that `/metrics` shows and whose name starts with `tidemark_`. Higher is more drift, whatever the "
              "detector. Names that start with "
              + " or ".join(f"`{prefix}`" for prefix in metrics.FOREIGN_PREFIXES)
-             + " come from the Prometheus client library and describe the process.", ""]
+             + " come from the Prometheus client library and describe the process. A scraper that accepts OpenMetrics gets the "
+             "same series in that format, where `tidemark_alarms_total` names the latest alarm as its exemplar `alarm` (its "
+             "report is at `/reports/{alarm}`), and `tidemark_launches_total` the latest launch as `launch`.", ""]
     lines += table(("name", "type", "labels", "unit", "meaning"), [
         (f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels) or "none",
          metric.unit or "none", metric.help) for metric in CATALOGUE.values()])
@@ -71,7 +73,7 @@ def metrics_page() -> str:
     lines += ["## Labels", "", "Every label is bounded by the configuration or by a closed list, never by the data.", ""]
     lines += table(("label", "values"), [(f"`{name}`", text) for name, text in metrics.LABELS.items()])
     for title, values in (("Detectors", metrics.DETECTORS), ("States of a stream", metrics.STATES),
-                          ("Outcomes of an event", metrics.OUTCOMES)):
+                          ("Outcomes of an event", metrics.OUTCOMES), ("Outcomes of a report", metrics.REPORT_OUTCOMES)):
         lines += ["", f"## {title}", "", *table(("value", "meaning"), [(f"`{name}`", text) for name, text in values.items()])]
     lines += ["", "## Other closed lists", ""]
     lines += table(("label", "of", "values"), [
@@ -83,6 +85,7 @@ def metrics_page() -> str:
         ("`state`", f"`{metrics.LAUNCH_STATE.name}`", _codes(metrics.LAUNCH_STATES)),
         ("`outcome`", f"`{metrics.LAUNCHES.name}`", _codes(metrics.LAUNCH_OUTCOMES)),
         ("`outcome`", f"`{metrics.DEAD_LETTERS.name}`", _codes(metrics.DEAD_LETTERS.values)),
+        ("`outcome`", f"`{metrics.ALERT_POSTS.name}`", _codes(metrics.ALERT_POSTS.values)),
         ("`le`", f"`{metrics.EVALUATION.name}`", _codes([*map(repr, metrics.EVALUATION.buckets), "+Inf"])),
     ])
     return "\n".join([*lines, ""])

@@ -2,7 +2,8 @@
 
 The story of a retraining is four families of series; here they share one time line, so that one sees which alarm asked
 for which launch, how long it trained, what the verdict was and when the new reference took over. Beside it stand what
-is left of the budget and the champion against the challenger. Neighbours: `panels`, `model` (what moved).
+is left of the budget, why there was no launch, and the champion against the challenger. Neighbours: `panels`, `model`
+(what moved).
 """
 
 from __future__ import annotations
@@ -48,6 +49,36 @@ def _story() -> p.Row:
     ])
 
 
+def _decisions() -> p.Row:
+    held = f"max by (model, reason) ({p.select(metrics.LAUNCH_WAITING, model='~$model')} == 1)"
+    left = (f"(max by (model) ({p.select(metrics.LAUNCH_WAITING_UNTIL, model='~$model')}) - on (model) "
+            f"max by (model) ({p.select(metrics.WATERMARK, model='~$model')}))")
+    decided = p.increase(metrics.DECISIONS, model="~$model")
+    calls = p.increase(metrics.LAUNCH_CALLS_FAILED, model="~$model")
+    retrying = f"max by (model, launcher) ({p.select(metrics.LAUNCH_RETRYING, model='~$model')})"
+    return p.Row(30, "Decisions", [
+        (8, [(10, p.rows(31, "What a launch waits for", "Models in severe drift whose launch is held back, by which limit, and "
+                         "how much event time is left of it, where that is known. `tidemark explain` tells all limits.",
+                         {"model": "Model", "reason": "Waits for"},
+                         [p.Cell("Waits", held, mappings=p.yes_no(good=False), decimals=0),
+                          p.Cell("Over in", f"{held} * on (model) group_left () {left}", "s", decimals=0)],
+                         order="Model")),
+             (14, p.lines(32, "Answers of the trigger", "To severe alarms, and to who asked: a launch, or no and why not. The "
+                          "same answer to the same alarm is one.",
+                          [p.Query(f"sum by (outcome, reason) ({decided}) > 0", "{{outcome}} {{reason}}")], bars=True))]),
+        (7, [(8, p.lines(33, "Launches in a row that brought nothing", "Failed, timed out or not better; at "
+                         "`retrain.useless_max` the breaker opens, and nothing is launched until a person resets it.",
+                         [p.Query(f"max by (model) ({p.select(metrics.USELESS_LAUNCHES, model='~$model')})", "{{model}}")])),
+             (8, p.lines(34, "GPU hours left", "What `retrain.gpu_hours_per_week` leaves of the running week, where it is set; a "
+                         "launch under way counts its whole deadline.",
+                         [p.Query(f"min by (model) ({p.select(metrics.GPU_HOURS_REMAINING, model='~$model')})", "{{model}}")])),
+             (8, p.lines(35, "Calls that failed", "Calls to launchers, stores and promotions that failed, and, as 1, the "
+                         "launches that wait to repeat one.",
+                         [p.Query(f"sum by (model, launcher) ({calls})", "{{model}}: failed calls, {{launcher}}"),
+                          p.Query(retrying, "{{model}}: repeating, {{launcher}}")]))]),
+    ])
+
+
 def _outcomes() -> p.Row:
     champion = f"max by (model, metric) ({p.select(metrics.CHAMPION_QUALITY, model='~$model')})"
     challenger = f"max by (model, metric) ({p.select(metrics.CHALLENGER_QUALITY, model='~$model')})"
@@ -85,7 +116,7 @@ def dashboard() -> dm.Dashboard:
     return p.board(
         p.RETRAINING, "tidemark / Retraining", "From the alarm to the promotion: launches, verdicts, budget, champion and "
         "challenger.", since="now-2d",
-        variables=[p.model_variable(several=True)], parts=[_now(), _story(), _outcomes()],
+        variables=[p.model_variable(several=True)], parts=[_now(), _story(), _decisions(), _outcomes()],
         annotations=[
             p.training("model, launcher", model="~$model"),
             p.metric_annotation("Promotion", "green", promoted, "{{model}}", "promoted"),

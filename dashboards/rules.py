@@ -22,8 +22,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from monitor import metrics
-from monitor.config import Config, Monitor
+from monitor import alert_words, metrics
+from monitor.alert_limits import STALE_SECONDS, Limits
+from monitor.alert_words import Words
+from monitor.config import Config
 from monitor.metrics import Metric
 
 #: Labels that a Prometheus adds and that tell one service from another; `instance` and `pod` change with every restart.
@@ -31,31 +33,6 @@ PLACE = ("cluster", "namespace", "job")
 STREAM = ("model", "version", "segment")
 #: Variables of a template: what the alert's own labels are called in it, as matchers.
 OWN: Mapping[str, tuple[str, ...]] = {"place": PLACE, "model": (*PLACE, "model"), "stream": (*PLACE, *STREAM)}
-#: A stream that was not judged for so long tells nothing of now; in panes where a configuration says how long they are.
-STALE_SECONDS, STALE_PANES = 900, 3
-#: The launcher ends a training at its deadline; what is not over an hour later hangs.
-DEADLINE_HOURS, OVERDUE_HOURS = 6.0, 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the alerts of one model depend on.
-
-    stale_seconds    : without a judgement for so long, nothing that was judged is news
-    overdue_seconds  : a launch that is so long in one state of its training hangs
-    """
-
-    model: str
-    stale_seconds: int = STALE_SECONDS
-    overdue_seconds: int = int((DEADLINE_HOURS + OVERDUE_HOURS) * 3600)
-
-    @classmethod
-    def of(cls, monitor: Monitor) -> Limits:
-        """Those of a configured monitor."""
-        pane = monitor.pane
-        stale = max(STALE_SECONDS, STALE_PANES * pane.seconds + pane.lateness_seconds)
-        hours = monitor.retrain.launcher.deadline_hours if monitor.retrain is not None else DEADLINE_HOURS
-        return cls(monitor.model, stale, int((hours + OVERDUE_HOURS) * 3600))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +48,7 @@ class Settings:
     limits         : per configured model; other models have the defaults
     """
 
-    job: str = "tidemark"
+    job: str = alert_words.JOB
     service_url: str = "https://tidemark.example"
     grafana_url: str = "https://grafana.example"
     runbooks_url: str = "https://tidemark.example/docs/runbooks"
@@ -103,35 +80,35 @@ class Recording:
 class Alert:
     """One thing that somebody must hear of.
 
-    name        : also that of its runbook, docs/runbooks/NAME.md        severity : critical wakes, warning waits for
-    the morning, info is only looked up        waits : Prometheus' `for`       keeps : its `keep_firing_for`
-    summary     : one fixed sentence        description : all that is known, a template
-    dashboard   : path below Grafana's address       report : path below the service's; "" where there is no report
+    words       : what it is called and says, with Prometheus' templates in the places (`rules_words.worded`)
+    keeps       : its `keep_firing_for`        labels : beside the severity
     """
 
-    name: str
+    words: Words
     expression: str
-    severity: str
-    summary: str
-    description: str
-    dashboard: str
-    waits: str = ""
     keeps: str = ""
-    report: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Also that of its runbook, docs/runbooks/NAME.md."""
+        return self.words.name
+
+    @property
+    def severity(self) -> str:
+        """`critical` wakes, `warning` waits for the morning, `info` is only looked up."""
+        return self.words.severity
 
     def rule(self, settings: Settings) -> dict[str, object]:
         """As a rule file has it, with all links."""
-        timing = {name: text for name, text in (("for", self.waits), ("keep_firing_for", self.keeps)) if text}
-        links = {"runbook_url": f"{settings.runbooks_url}/{self.name}.md",
-                 "dashboard_url": f"{settings.grafana_url}/d/{self.dashboard}"}
-        if self.report:
-            links["report_url"] = f"{settings.service_url}/{self.report}"
+        words = self.words
+        timing = {name: text for name, text in (("for", words.waits), ("keep_firing_for", self.keeps)) if text}
+        links = words.links(settings.service_url, settings.grafana_url, settings.runbooks_url)
         return {
             "alert": self.name, "expr": self.expression, **timing,
             "labels": {"severity": self.severity, **self.labels, **settings.labels},
             "annotations": {name: _defined(template) for name, template in
-                            (("summary", self.summary), ("description", self.description), *links.items())},
+                            (("summary", words.summary), ("description", words.description), *links.items())},
         }
 
 

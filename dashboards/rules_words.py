@@ -1,8 +1,8 @@
-"""What an alert says: templates that Prometheus fills with its own series at the moment of the alert.
+"""What an alert says, as templates that Prometheus fills with its own series at the moment of the alert.
 
-A person on call has the message and nothing else yet. So a description answers, in this order: which model, which columns
-and how far, how sure, since when, what was done about it, what to do. Columns, effects and launches are not labels (each
-new value would be a new alert); the template asks Prometheus for them: `{{ with printf ... | query }}`.
+The sentences stand in `monitor.alert_words`, for this way and for the alerts that the service sends itself; here their
+places are filled with questions. Columns, effects and launches are not labels (each new value would be a new alert);
+the template asks Prometheus for them: `{{ with printf ... | query }}`.
 
 Every question is asked with the alert's own labels, in quotes that `printf %q` makes, so that no column's name can break
 out of its place; where a question has no answer, the sentence is left out or says so. Cost: up to nine instant queries per
@@ -11,12 +11,33 @@ alert that fires and evaluation, nothing for one that does not. Neighbours: `rul
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from dashboards.rules import AGE, LAUNCH_AGE, OWN
-from monitor import metrics
+from monitor import alert_words, metrics
+from monitor.alert_words import Words
 from monitor.metrics import Metric
 
-#: Columns that a description names: enough to act on, few enough to read on a phone.
-COLUMNS = 3
+_TIME = "{{ . | first | value | humanizeTimestamp }}"
+_DURATION = "{{ . | first | value | humanizeDuration }}"
+
+
+class Number:
+    """A number's place in a phrase: Prometheus prints it in the format that the phrase asks for."""
+
+    def __init__(self, of: str = ". | first | value") -> None:
+        self._of = of
+
+    def __format__(self, form: str) -> str:
+        return f'{{{{ {self._of} | printf "%{form}" }}}}'
+
+
+def worded(words: Words, **facts: str) -> Words:
+    """The words with a template in every place: labels of the alert, and what `facts` and `FACTS` ask for."""
+    own = {label: f"{{{{ $labels.{label} }}}}" for label in ("model", "version", "segment", "launcher")} | {**FACTS, **facts}
+    return replace(words, description=words.description.format_map(own), dashboard=words.dashboard.format_map(own),
+                   report=words.report.format_map(own))
 
 
 def asked(expression: str, then: str, otherwise: str = "", *, more: str = "") -> str:
@@ -33,7 +54,7 @@ def asked(expression: str, then: str, otherwise: str = "", *, more: str = "") ->
 
 def number(form: str) -> str:
     """Template: the first answer's number, as printf writes it."""
-    return f'{{{{ . | first | value | printf "{form}" }}}}'
+    return format(Number(), form)
 
 
 def columns(detector: str) -> str:
@@ -42,72 +63,92 @@ def columns(detector: str) -> str:
     Rows that stand for several columns together are named only where no column by itself is past the threshold, and so
     are columns below it: while an alarm is fading, or where only the dependence between columns changed.
     """
-    effect = asked(f"max({metrics.EFFECT.name}{{@stream,role=%q,column=%q}})", " by " + number("%.2f") + " reference s.d.",
+    effect = asked(f"max({metrics.EFFECT.name}{{@stream,role=%q,column=%q}})", alert_words.EFFECT.format(effect=Number()),
                    more="$top.Labels.role $top.Labels.column")
-    lower = asked(f"max({metrics.EFFECT_LOWER.name}{{@stream,role=%q,column=%q}})", ", surely " + number("%.2f") + " or more",
+    lower = asked(f"max({metrics.EFFECT_LOWER.name}{{@stream,role=%q,column=%q}})", alert_words.LOWER.format(lower=Number()),
                   more="$top.Labels.role $top.Labels.column")
-    one = ("{{ range $rank, $top := . }}{{ if $rank }}; {{ end }}{{ $top.Labels.column }} ({{ $top.Labels.role }})"
-           + effect + lower + ', evidence {{ $top.Value | printf "%.1f" }}{{ end }}')
+    column = alert_words.COLUMN.format(column="{{ $top.Labels.column }}", role="{{ $top.Labels.role }}", effect=effect,
+                                       lower=lower, evidence=Number("$top.Value"))
+    several = f"{{{{ range $rank, $top := . }}}}{{{{ if $rank }}}}{alert_words.BETWEEN_COLUMNS}{{{{ end }}}}{column}{{{{ end }}}}"
     score, seen = metrics.SCORE.name, f'@stream,detector="{detector}"'
     single = f'max by (role, column) ({score}{{{seen},role!="joint"}} >= 1)'
     either = f"max by (role, column) ({score}{{{seen}}} > 0)"
-    return asked(f"sort_desc(topk({COLUMNS}, {single} or on () {either}))", f" Most: {one} (1 is an alarm).",
-                 " No column has a score now.")
+    return asked(f"sort_desc(topk({alert_words.COLUMNS}, {single} or on () {either}))",
+                 alert_words.MOST.format(columns=several), alert_words.NO_COLUMN)
 
 
 def since(place: tuple[str, str, str], metric: Metric = metrics.ALARM_SINCE) -> str:
     """Template: since when the alarm is seen."""
     kind, cause, state = place
     return asked(f'max({metric.name}{{@stream,kind="{kind}",cause="{cause}",state="{state}"}})',
-                 " since {{ . | first | value | humanizeTimestamp }}")
+                 alert_words.SINCE.format(time=_TIME))
+
+
+def fault_since() -> str:
+    """Template: since when a fault is seen; the alert has its cause as a label, which the question needs besides."""
+    return asked(f'max({metrics.ALARM_SINCE.name}{{@stream,kind="quality",cause=%q}})', alert_words.SINCE.format(time=_TIME),
+                 more="$labels.cause")
+
+
+def fault(detector: str) -> str:
+    """Template: what the fault is, by its cause."""
+    words = {cause: text.format_map(FACTS) for cause, text in alert_words.FAULTS.items()}
+    chosen = " else ".join(f'if eq $labels.cause "{cause}" }}}}{text}{{{{' for cause, text in words.items())
+    return f"{{{{ {chosen} else }}}}{columns(detector)}{{{{ end }}}}"
 
 
 def launched() -> str:
     """Template: what was done: the latest launch, how long it is in its state, and what is left of the week's."""
-    left = asked(f"max({metrics.RETRAIN_BUDGET.name}{{@model}})", " Launches left this week: " + number("%.0f") + ".")
-    return asked(f"max by (state) ({metrics.LAUNCH_STATE.name}{{@model}} == 1)",
-                 ' Retraining: the latest launch is {{ . | first | label "state" }}' + launch_age() + ".",
-                 " Retraining: nothing was launched.") + left
+    left = asked(f"max({metrics.RETRAIN_BUDGET.name}{{@model}})", alert_words.LAUNCHES_LEFT.format(left=Number()))
+    latest = alert_words.LAUNCHED.format(state='{{ . | first | label "state" }}', launch_age=launch_age())
+    return asked(f"max by (state) ({metrics.LAUNCH_STATE.name}{{@model}} == 1)", latest, alert_words.NOT_LAUNCHED) + left
 
 
 def launch_state() -> str:
     """Template: the state of the model's latest launch in one word."""
-    return asked(f"max by (state) ({metrics.LAUNCH_STATE.name}{{@model}} == 1)", '{{ . | first | label "state" }}', "unknown")
+    return asked(f"max by (state) ({metrics.LAUNCH_STATE.name}{{@model}} == 1)", '{{ . | first | label "state" }}',
+                 alert_words.UNKNOWN_STATE)
 
 
 def launch_age() -> str:
     """Template: how long the latest launch is in its state."""
-    return asked(f"min({LAUNCH_AGE}{{@model}})", " for {{ . | first | value | humanizeDuration }}")
+    return asked(f"min({LAUNCH_AGE}{{@model}})", alert_words.LAUNCH_AGE.format(duration=_DURATION))
 
 
 def qualities() -> str:
     """Template: the challenger's quality against the champion's."""
-    champion = asked(f"max({metrics.CHAMPION_QUALITY.name}{{@model}})", ", the champion " + number("%.4g"))
-    return asked(f"max by (metric) ({metrics.CHALLENGER_QUALITY.name}{{@model}})",
-                 ' By {{ . | first | label "metric" }} the challenger reached ' + number("%.4g") + champion + ".")
+    champion = asked(f"max({metrics.CHAMPION_QUALITY.name}{{@model}})", alert_words.CHAMPION.format(champion=Number()))
+    return asked(f"max by (metric) ({metrics.CHALLENGER_QUALITY.name}{{@model}})", alert_words.QUALITIES.format(
+        metric='{{ . | first | label "metric" }}', challenger=Number(), champion=champion))
 
 
 def last_judged() -> str:
     """Template: how long ago the model was judged."""
-    return asked(f"min({AGE}{{@model}})", "{{ . | first | value | humanizeDuration }}", "an unknown time")
+    return asked(f"min({AGE}{{@model}})", _DURATION, alert_words.UNKNOWN_AGE)
 
 
 def refused_reason() -> str:
     """Template: the commonest reason of refusals."""
     refused = f'{metrics.EVENTS.name}{{@model,outcome="refused",reason!="tombstone"}}'
-    return asked(f"topk(1, sum by (reason) (rate({refused}[5m])) > 0)", ' Mostly: {{ . | first | label "reason" }}.')
+    return asked(f"topk(1, sum by (reason) (rate({refused}[5m])) > 0)",
+                 alert_words.REFUSED_REASON.format(reason='{{ . | first | label "reason" }}'))
 
 
-def report(place: tuple[str, str, str]) -> str:
-    """Path of a drift alarm's report below the service's address."""
+def episode(place: tuple[str, str, str]) -> str:
+    """Template: the number of a drift alarm's episode."""
     kind, cause, state = place
-    asking = f'max({metrics.ALARM_EPISODE.name}{{@stream,kind="{kind}",cause="{cause}",state="{state}"}})'
-    return report_path(kind, asked(asking, number("%.0f"), "latest"))
+    return asked(f'max({metrics.ALARM_EPISODE.name}{{@stream,kind="{kind}",cause="{cause}",state="{state}"}})',
+                 number(".0f"), alert_words.UNKNOWN_EPISODE)
 
 
-def report_path(word: str, episode: str) -> str:
-    """reports/MODEL-VERSION-WORD-EPISODE: the word is the alarm's kind, or its cause where it rests on no column.
+def fault_episode() -> str:
+    """Template: the number of a fault's episode; each cause counts its own."""
+    return asked(f'max({metrics.ALARM_EPISODE.name}{{@stream,kind="quality",cause=%q}})', number(".0f"),
+                 alert_words.UNKNOWN_EPISODE, more="$labels.cause")
 
-    Each cause counts episodes of its own, so the kind alone would name two alarms.
-    """
-    return f"reports/{{{{ $labels.model }}}}-{{{{ $labels.version }}}}-{word}-{episode}"
+
+#: Places that mean the same in every alert.
+FACTS: Mapping[str, str] = {
+    "launched": launched(), "state": launch_state(), "launch_age": launch_age(), "qualities": qualities(),
+    "judged_age": last_judged(), "refused_reason": refused_reason(),
+}

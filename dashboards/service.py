@@ -85,6 +85,7 @@ def _flow() -> p.Row:
 
 def _judging() -> p.Row:
     buckets = f"sum by (le) ({p.rate(metrics.EVALUATION, '_bucket', model='~$model')})"
+    reports = f"sum by (le) ({p.rate(metrics.REPORT, '_bucket', model='~$model')})"
     return p.Row(20, "Judging", [
         (8, [(12, p.lines(21, "Evaluation time", "How long judging one pane takes: half of them, and all but one in a hundred.",
                           [p.Query(f"histogram_quantile(0.5, {buckets})", "median"),
@@ -103,6 +104,14 @@ def _judging() -> p.Row:
                          "has the first of each kind.",
                          [p.Query(f"sum by (model, detector) ({p.increase(metrics.DETECTOR_FAILURES, model='~$model')})",
                                   "{{model}} {{detector}}")], bars=True))]),
+        (8, [(12, p.lines(26, "Reports of alarms", "Reports by how they ended: with evidently's half (made), from counts alone "
+                          "(plain), failed, or dropped because a newer one took their place.",
+                          [p.Query(f"sum by (outcome) ({p.increase(metrics.REPORTS, model='~$model')})", "{{outcome}}")],
+                          bars=True, stacked=True)),
+             (12, p.lines(27, "Time to make a report", "How long evidently's half takes, in a process of its own: half of them, "
+                          "and all but one in ten.",
+                          [p.Query(f"histogram_quantile(0.5, {reports})", "median"),
+                           p.Query(f"histogram_quantile(0.9, {reports})", "90 %")], unit="s"))]),
     ])
 
 
@@ -115,13 +124,17 @@ def _process_row() -> p.Row:
              (8, p.lines(33, "Age of the checkpoint", "Time since state and offsets were last stored together: what a restart "
                          "reads again.", [p.Query(p.age(p.select(metrics.CHECKPOINT)), "{{instance}}")], unit="s",
                          steps=CHECKPOINT))]),
-        (8, [(12, p.lines(34, "Series", "Series shown and the most that may be.",
-                          [p.Query(f"sum({p.select(metrics.SERIES)})", "shown"),
-                           p.Query(f"sum({p.select(metrics.SERIES_LIMIT)})", "limits.series")])),
-             (12, p.lines(35, "Hidden columns", "Columns that the limit folded into one; their scores are still computed and "
-                          "still alarm.",
-                          [p.Query(f"sum by (model, version) ({p.select(metrics.COLUMNS_HIDDEN, model='~$model')})",
-                                   "{{model}} {{version}}")]))]),
+        (8, [(8, p.lines(34, "Series", "Series shown and the most that may be.",
+                         [p.Query(f"sum({p.select(metrics.SERIES)})", "shown"),
+                          p.Query(f"sum({p.select(metrics.SERIES_LIMIT)})", "limits.series")])),
+             (8, p.lines(35, "Hidden columns", "Columns that the limit folded into one; their scores are still computed and "
+                         "still alarm.",
+                         [p.Query(f"sum by (model, version) ({p.select(metrics.COLUMNS_HIDDEN, model='~$model')})",
+                                  "{{model}} {{version}}")])),
+             (8, p.lines(36, "Posts to Alertmanagers", "Posts of the open alerts to each Alertmanager of `alertmanager.urls`; "
+                         "one that fails is tried again, and the log says why. Nothing, where Prometheus' rules give the alerts.",
+                         [p.Query(f"sum by (alertmanager, outcome) ({p.increase(metrics.ALERT_POSTS)})",
+                                  "{{alertmanager}} {{outcome}}")], bars=True))]),
     ])
 
 

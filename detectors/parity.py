@@ -12,8 +12,8 @@ before; the tests that draw at random start from a fixed seed. Nothing is sent a
 Cost: the first call imports evidently, 2-10 s and 250 MB; then 1-5 ms a column of 1,000 rows, for display and on demand
 only. `TVD` and `empirical_mmd` permute: seconds, so they see a sample of at most `ROWS_MAX` rows a side.
 
-Neighbours: `method` describes, `methods` is the catalogue, `parity_report` draws evidently's HTML; docs/parity.md shows where theirs errs, and `distances` and
-`tests` do the same on counts.
+Neighbours: `method` describes, `methods` is the catalogue, `parity_report` draws evidently's HTML; docs/parity.md shows where
+theirs errs, and `distances` and `tests` do the same on counts.
 """
 
 from __future__ import annotations

@@ -14,13 +14,30 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from monitor.blackout import periods
+from monitor.config_alerts import Alertmanager, refuse_half_alertmanager
 from monitor.config_file import NAME, Name, NonNegative, Positive, Text, read
-from monitor.config_retrain import FilePromotion, KubernetesLauncher, LocalLauncher, Retrain
+from monitor.config_retrain import (
+    AirflowLauncher,
+    FilePromotion,
+    KfpLauncher,
+    KServePromotion,
+    KubernetesLauncher,
+    LocalLauncher,
+    RestServer,
+    Retrain,
+    WebhookLauncher,
+    WebhookPromotion,
+    gpus,
+    refuse_impossible_shadow,
+    refuse_stored_values,
+)
 from monitor.errors import ConfigError, one_line
 
 __all__ = [
-    "NAME", "AlarmPolicy", "Budget", "Config", "Detector", "FilePromotion", "Files", "Grafana", "Kafka", "KubernetesLauncher",
-    "Limits", "LocalLauncher", "Monitor", "Pane", "Quality", "Retrain", "Schema", "SchemaColumn", "Security", "Service",
+    "NAME", "AirflowLauncher", "AlarmPolicy", "Alertmanager", "Budget", "Config", "Detector", "FilePromotion", "Files", "Grafana",
+    "KServePromotion", "Kafka", "KfpLauncher", "KubernetesLauncher", "Limits", "LocalLauncher", "Monitor", "Pane", "Quality",
+    "Reports", "RestServer", "Retrain", "Schema", "SchemaColumn", "Security", "Service", "WebhookLauncher", "WebhookPromotion",
     "budget", "listen_address", "load", "parse", "state_path",
 ]
 
@@ -77,6 +94,7 @@ class Limits(Struct, forbid_unknown_fields=True, frozen=True):
     memory_mb: Positive = 2_048
     series: Positive = 50_000
     dead_letter_bytes: Positive = 1_073_741_824
+    launches: Positive = 4
 
 
 class SchemaColumn(Struct, forbid_unknown_fields=True, frozen=True):
@@ -146,6 +164,7 @@ class Monitor(Struct, forbid_unknown_fields=True, frozen=True):
     quality: Quality = field(default_factory=Quality)
     retrain: Retrain | None = None
     detectors: list[Detector] = field(default_factory=list)
+    histograms_only: bool = False
 
 
 class Grafana(Struct, forbid_unknown_fields=True, frozen=True):
@@ -159,6 +178,16 @@ class Grafana(Struct, forbid_unknown_fields=True, frozen=True):
     folder: Text = "tidemark"
 
 
+class Reports(Struct, forbid_unknown_fields=True, frozen=True):
+    """The report of an alarm: evidently's beside ours, made in a process of its own."""
+
+    enabled: bool | None = None
+    rows: Annotated[int, Meta(ge=10, le=10_000)] = 100
+    keep: Annotated[int, Meta(ge=1, le=10_000)] = 30
+    seconds: Annotated[float, Meta(ge=1, le=3_600)] = 300.0
+    folder: Text | None = None
+
+
 class Config(Struct, forbid_unknown_fields=True, frozen=True):
     """The whole file."""
 
@@ -168,6 +197,8 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     files: Files = field(default_factory=Files)
     limits: Limits = field(default_factory=Limits)
     grafana: Grafana = field(default_factory=Grafana)
+    reports: Reports = field(default_factory=Reports)
+    alertmanager: Alertmanager = field(default_factory=Alertmanager)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -248,6 +279,7 @@ def _refuse_contradictions(config: Config) -> None:
         if not re.fullmatch(r"[^\s,/]+:[0-9]{1,5}", server):
             raise ConfigError(f"kafka.bootstrap_servers[{index}]: expected HOST:PORT, got {server!r}; one broker per entry")
     _refuse_half_security(config.kafka.security)
+    refuse_half_alertmanager(config.alertmanager)
     listen_address(config.service.listen)
     state_path(config.service.state)
     if not re.fullmatch(r"none|file:.+|topic:[A-Za-z0-9._-]{1,249}", config.service.dead_letters):
@@ -278,9 +310,29 @@ def _refuse_contradictions(config: Config) -> None:
                 f"{where}.retrain.above: expected at least alarm.ignore_below ({monitor.alarm.ignore_below}), "
                 f"got {retrain.above}; a retraining is worth more than an alarm"
             )
+        if retrain is not None:
+            _refuse_endless_no(retrain, f"{where}.retrain")
+            refuse_impossible_shadow(retrain, f"{where}.retrain")
+        if monitor.histograms_only:
+            refuse_stored_values(retrain, config.service.dead_letters, where)
         if retrain is not None and isinstance(retrain.launcher, LocalLauncher) and not any(retrain.launcher.command[:1]):
             raise ConfigError(f"{where}.retrain.launcher.command: expected the trainer's command as a list, got []; "
                               "name the program")
+
+
+def _refuse_endless_no(retrain: Retrain, where: str) -> None:
+    """Limits by which nothing could ever be launched: a blackout without a gap, a budget below one training."""
+    periods(retrain.blackout, f"{where}.blackout")
+    hours, trained_on = retrain.gpu_hours_per_week, gpus(retrain.launcher)
+    if hours is None:
+        return
+    if trained_on == 0:
+        raise ConfigError(f"{where}.gpu_hours_per_week: expected a launcher that says its GPUs, got type "
+                          f"{retrain.launcher.__struct_config__.tag}; bound it by max_per_week")
+    needed = trained_on * retrain.launcher.deadline_hours
+    if hours < needed:
+        raise ConfigError(f"{where}.gpu_hours_per_week: expected at least {needed:g} for one training ({trained_on} GPUs for "
+                          f"launcher.deadline_hours), got {hours:g}; raise it, or lower the deadline")
 
 
 def _refuse_repeated(detectors: list[Detector], where: str) -> None:

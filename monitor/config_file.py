@@ -40,6 +40,17 @@ Tree = TypeVar("Tree", bound=Struct)
 
 def read(text: str, kind: type[Tree], where: str) -> Tree:
     """The struct that the text of a configuration holds; `where` names the file in errors."""
+    tree = read_mapping(text, where, "a mapping with `monitors:`")
+    filled = _with_environment(tree, "")
+    _refuse_unknown(filled, kind, "")
+    try:
+        return msgspec.convert(filled, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_translated(str(error), tree, filled, kind)) from None
+
+
+def read_mapping(text: str, where: str, expected: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds, as it is written; `expected` names it in errors. Raises ConfigError."""
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -50,14 +61,9 @@ def read(text: str, kind: type[Tree], where: str) -> Tree:
     except RecursionError:
         raise ConfigError(f"{where}: expected at most {DEPTH_MAX} levels, got more; mend the brackets") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected a mapping with `monitors:`, got {_shown(tree)}; write one")
+        raise ConfigError(f"{where}: expected {expected}, got {_shown(tree)}; write one")
     _refuse_excess(tree, where)
-    filled = _with_environment(tree, "")
-    _refuse_unknown(filled, kind, "")
-    try:
-        return msgspec.convert(filled, kind)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_translated(str(error), tree, filled, kind)) from None
+    return tree
 
 
 class _Loader(yaml.SafeLoader):
@@ -140,7 +146,7 @@ def _refuse_unknown(value: Any, kind: Any, path: str) -> None:
     struct, known = _struct_of(value, plain, path)
     if struct is None:
         return
-    hints = get_type_hints(struct, include_extras=True)
+    hints = _hints(struct)
     for key, item in value.items():
         here = _below(path, key)
         if key not in known:
@@ -167,12 +173,18 @@ def _struct_of(value: dict[str, Any], kind: Any, path: str) -> tuple[Any, list[s
     if not options:
         return None, []
     if options[0].__struct_config__.tag is None:
-        return options[0], list(options[0].__struct_fields__)
+        return options[0], list(options[0].__struct_encode_fields__)
     tags = {str(option.__struct_config__.tag): option for option in options}
     given = value.get("type")
     if not isinstance(given, str) or given not in tags:
         raise ConfigError(f"{path}.type: {_choice(sorted(tags), given)}")
-    return tags[given], ["type", *tags[given].__struct_fields__]
+    return tags[given], ["type", *tags[given].__struct_encode_fields__]
+
+
+def _hints(struct: type[Struct]) -> dict[str, Any]:
+    """The type of each field by its key in the file, which may be a word that Python keeps for itself (`from`)."""
+    hints = get_type_hints(struct, include_extras=True)
+    return {key: hints[name] for key, name in zip(struct.__struct_encode_fields__, struct.__struct_fields__, strict=True)}
 
 
 def _choice(known: list[str], given: Any) -> str:
@@ -229,7 +241,7 @@ def _located(path: str, tree: Any, filled: Any, kind: Any) -> tuple[str, Any, An
             kind, key = get_args(plain)[0], int(step[1:-1])
             here += step
         else:
-            kind, key = get_type_hints(_struct_of(value, plain, here)[0], include_extras=True)[step], step
+            kind, key = _hints(_struct_of(value, plain, here)[0])[step], step
             here = _below(here, step)
         value, shown = value[key], shown[key]
     return here, value, shown, _plain(kind)

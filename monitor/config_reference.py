@@ -24,6 +24,8 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "files": ("", "Files to read instead of Kafka."),
         "limits": ("", "Bounds that protect the process."),
         "grafana": ("", "Where `tidemark dashboards push` writes dashboards and the marks of what happened."),
+        "reports": ("", "The reports of alarms, at `/reports/{alarm}`."),
+        "alertmanager": ("", "Where the service sends its alerts itself, if no Prometheus evaluates rules."),
     },
     "Service": {
         "listen": ("", "HOST:PORT of metrics, probes and API; port 0 takes a free one. The default is reachable from this "
@@ -72,6 +74,18 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "paths": ("", "Parquet, CSV or JSON lines files, read in this order as one partition each. The service ends when "
                       "they are read."),
     },
+    "Reports": {
+        "enabled": ("", "Whether evidently draws the alarm's window against the reference, from sampled rows. None: where "
+                        "evidently is installed and the reference keeps rows; `true` refuses to start without evidently; `false` "
+                        "keeps no rows. Our own half of a report, from counts, is there either way."),
+        "rows": ("rows", "Rows that are kept of each pane for it, chosen by a hash of their offsets, of the latest 136 panes; "
+                         "fewer where a reference has more than 200 columns. 100: a window of one pane can be drawn, one of 16 "
+                         "is drawn well, and it costs some 13 kB of the state per pane at 20 columns."),
+        "keep": ("alarms", "Reports that are kept, those of the latest alarms. 30 are at most 150 MB on disk."),
+        "seconds": ("seconds", "Longest time that one may take before it is ended and called failed. 300: it takes some 15 on a "
+                               "free core, but it runs at the lowest priority, and a busy machine gives it little."),
+        "folder": ("", "Where they are kept. None: beside the state, in a folder of its name and `.reports`."),
+    },
     "Grafana": {
         "url": ("", "Its address, with the sub-path where there is one. None: `--url` gives it, or nothing is pushed."),
         "token_file": ("", "File with the token of a service account: role Editor, or Admin where a data source is made. "
@@ -82,6 +96,28 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "service_url": ("", "Address at which people reach this service, for the dashboards' links to reports. None: the "
                             "variable `Service address` at a dashboard's top says it."),
         "folder": ("", "Title of the folder of the dashboards, if it has to be made; one that is there keeps its title."),
+    },
+    "Alertmanager": {
+        "urls": ("", "Their addresses, with the path where they are served below one; with a cluster, those of all its members, "
+                     "because each must hear of every alert. None: nothing is sent, as is right where Prometheus evaluates the "
+                     "rules of `tidemark render`."),
+        "token_file": ("", "File with the bearer token that they ask for. It is read anew for every post; tokens never stand in "
+                           "this file."),
+        "username": ("", "Name to log in with, where they ask for a password; together with `password_file`."),
+        "password_file": ("", "File with the password; blanks around it are not part of it. It is read anew for every post."),
+        "ca_file": ("", "Certificates (PEM) that theirs are checked against; without one, those of the system."),
+        "resend_seconds": ("seconds", "Time between two posts of everything that is open. 60, as Prometheus does: an alert that "
+                                      "nobody repeats for three times as long is over for Alertmanager."),
+        "labels": ("", "Labels of every alert, for your routing. `job` has the value that Prometheus would give, so that the "
+                       "inhibitions of `deploy/alertmanager` fit."),
+        "retrain_label": ("", "Whether TidemarkSevereDrift carries the label `tidemark_action=\"retrain\"`, by which "
+                              "Alertmanager routes it back as a trigger. False: the service starts retrainings by itself "
+                              "where a monitor has `retrain`."),
+        "service_url": ("", "Address at which people reach this service, for the link to the report. None: that of "
+                            "`grafana.service_url`; without either, alerts have no such link."),
+        "grafana_url": ("", "Address of Grafana, for the link to the dashboard. None: `grafana.url`; without either, no such "
+                            "link."),
+        "runbooks_url": ("", "Address of the folder of the runbook pages. None: alerts have no such link."),
     },
     "Limits": {
         "message_bytes": ("bytes", "A larger record is refused unread, with the reason `too_large`. 1 MiB is what a broker "
@@ -95,6 +131,8 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
                              "it needs."),
         "series": ("series", "Most series in a scrape. Beyond it the columns with the highest scores are shown and the rest "
                              "is one `__other__`. 50,000 is what a small Prometheus takes from one target without effort."),
+        "launches": ("launches", "Most trainings under way over all models; beyond it an alarm waits. 4, so that one change in "
+                                 "the world that moves every model does not take the whole cluster."),
         "dead_letter_bytes": ("bytes", "A dead-letter file stops growing here; what comes after is counted as dropped. "
                                        "1 GiB, so that a broken producer does not fill the disk that the state is on."),
     },
@@ -110,6 +148,8 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "alarm": ("", "How many false alarms are accepted, and what is too small to matter."),
         "quality": ("", "Faults of the data that no column shows."),
         "retrain": ("", "When to retrain and how; without it tidemark watches and retrains nothing."),
+        "histograms_only": ("", "Whether no value of an event is stored anywhere, counts alone. False, since retraining, samples "
+                                "and dead letters need values; with true, what would store one is refused at start."),
         "detectors": ("", "Further detectors to show beside the decision, by name. None: the decision needs none of them."),
     },
     "Detector": {

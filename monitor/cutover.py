@@ -1,8 +1,10 @@
-"""The cut-over: from a given offset on, a model is judged by the reference of the version that was promoted.
+"""The cut-over: from a given offset on, a model is judged by the reference of the version that was promoted, or that came
+back by a roll-back.
 
 Until serving has switched, and until what the champion still answered has been read, the old reference judges: by the
 new one those answers would raise an alarm. Then one transaction ends the old stream, begins the new one at the offsets
-that the old one had reached, and writes the launch's last step, so that it happens once, whatever crashes.
+that the old one had reached, and writes the launch's last step, so that it happens once, whatever crashes. The new
+stream begins with an empty window: it is learning, and `retrain.learning_hours` pass before it may start a retraining.
 
 Cost: nothing per event; a cut-over is rare and writes one stream. Neighbours: `pipeline` owns it and gives it `note`,
 `commit` and `save`, `retrain.launch` promotes and reads the new reference.
@@ -14,19 +16,29 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
+from monitor.config import Reports
 from monitor.decide.observe import Observer
 from monitor.decide.plan import Plan
-from monitor.decide.policy import Judge, Policy, PolicyState
+from monitor.decide.policy import Judge, Machine, Policy, PolicyState
 from monitor.display import Configured, Display
 from monitor.errors import ConfigError
 from monitor.flow import Alarm, Clock, Launch, Source, TopicPartition
+from monitor.reporting import sampling_of
 from monitor.retrain.launch import Retraining
 from monitor.retrain.ledger import Ledger, launch_to_json
 from monitor.state.panes import NO_PANE, Panes, Stream
-from monitor.state.sample import Sampling
 from monitor.state.store import Store
 
 log = logging.getLogger("tidemark")
+
+
+class _Numbered(msgspec.Struct):
+    """What an alarm is called by."""
+
+    version: str
+    episode: int
 
 
 @dataclass(slots=True)
@@ -51,6 +63,7 @@ class CutOver:
     note: Callable[[Sequence[Alarm]], None]
     commit: Callable[[], None]
     save: Callable[[object, Stream], None]
+    rows_of: Callable[[str], Reports | None] = lambda model: None   # what is kept of a model for reports; None: nothing
     settling: dict[str, dict[TopicPartition, int]] = field(default_factory=dict)   # launch -> where the champion ends
 
     def __call__(self) -> None:
@@ -94,11 +107,12 @@ class CutOver:
         self.commit()                               # what the old stream still holds stays under its own version
         self._observe_anew(stream)
         self.panes.replace(stream)
-        self.judge.begin(launch.model, reference, PolicyState(alarms_total=previous.alarms_total))
+        self.judge.begin(launch.model, reference, self._begun(stream, previous))
         self.ledger.cut_over(launch, at)
         with self.store.transaction() as db:                                            # 3
             self.store.save_reference(db, reference)
             self.store.save_cutover(db, stream, old.version, at, f"launch {launch.id}")
+            self.store.forget_open(db, stream.model, stream.version)
             self.save(db, stream)
             moved = self.ledger.launches[launch.id]
             self.store.save_launch(db, moved.id, moved.model, launch_to_json(moved))
@@ -107,18 +121,22 @@ class CutOver:
         log.info("Reference cut over.", extra={"model": stream.model, "version": stream.version, "previous": old.version})
         self.display.show()
 
+    def _begun(self, stream: Stream, previous: PolicyState) -> PolicyState:
+        """Nothing fires. A version that comes back goes on numbering its episodes: their numbers name alarms and launches."""
+        alarms = (msgspec.json.decode(document, type=_Numbered) for document in self.store.history("alarms", stream.model))
+        named = [(one.version, one.episode) for one in alarms]
+        named += [(launch.version, launch.episode) for launch in self.ledger.of_model(stream.model)]
+        known = [episode for version, episode in named if version == stream.version]
+        return PolicyState(alarm=Machine(episode=max(known, default=0)), alarms_total=previous.alarms_total)
+
     def _observe_anew(self, stream: Stream) -> None:
         """Look by the further detectors at the stream of a promoted version; without them, where its reference does not do."""
-        if self.observer is None:
-            return
-        try:
-            stream.sampling = sampling_of(self.observer.begin(stream.model, stream.version, stream.reference))
-        except ConfigError as error:
-            self.observer.end(stream.model)
-            stream.sampling = None
-            log.error("Further detectors left.", extra={"model": stream.model, "version": stream.version, "error": str(error)})
-
-
-def sampling_of(plan: Plan) -> Sampling | None:
-    """The rows that a plan's detectors need of each pane; None where none of them needs any."""
-    return Sampling(plan.rows, plan.panes, plan.names) if plan.rows else None
+        plan: Plan | None = None
+        if self.observer is not None:
+            try:
+                plan = self.observer.begin(stream.model, stream.version, stream.reference)
+            except ConfigError as error:
+                self.observer.end(stream.model)
+                log.error("Further detectors left.",
+                          extra={"model": stream.model, "version": stream.version, "error": str(error)})
+        stream.sampling = sampling_of(plan, stream.reference, self.rows_of(stream.model))

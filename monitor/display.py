@@ -13,18 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from detectors.comparison import display
 from detectors.scan import Scan
+from monitor.decide.explain import columns, headline
 from monitor.decide.observe import Observer
 from monitor.decide.policy import Judge
 from monitor.decide.quality import QualityChecks
+from monitor.decisions import PolicyStatus
 from monitor.expose.exporter import Exporter
-from monitor.expose.snapshot import MonitorStatus, OpenAlarm, ServiceSnapshot
+from monitor.expose.report_maker import Maker
+from monitor.expose.snapshot import MonitorStatus, OpenAlarm, ServiceSnapshot, Why
 from monitor.flow import Alarm, Clock, Evaluation, Rows, Source
 from monitor.ingest.deadletters import DeadLetters
+from monitor.retrain.limits import Moment
 from monitor.retrain.trigger import Trigger
 from monitor.state.panes import SEGMENT, Panes, Stream
 
@@ -43,6 +48,7 @@ class Configured:
     metric: str = ""
     launcher: str = ""
     settle_seconds: float = 0.0
+    model_uri: str = ""                             # where the configured version's model is, as far as it is said
 
 
 @dataclass(slots=True)
@@ -64,12 +70,15 @@ class Display:
     seconds: dict[str, float] = field(default_factory=dict)         # model -> how long its last pane took to judge
     retried: dict[str, int] = field(default_factory=dict)
     checkpoint: float | None = None                 # wall-clock time of the last commit
+    reports: Maker | None = None
     _unshown: set[str] = field(default_factory=set)
 
     def note(self, evaluation: Evaluation) -> None:
         """Note a decided pane; the next `show` shows it, if no later one of its model comes before."""
-        self.latest[evaluation.window.model] = evaluation
-        self._unshown.add(evaluation.window.model)
+        model = evaluation.window.model
+        self.latest[model] = evaluation
+        self._unshown.add(model)
+        self.exporter.record(evaluation, self.judge.scans[model].reference)
 
     def note_alarm(self, alarm: Alarm) -> None:
         """Note an alarm; only the latest ALARMS_SHOWN are kept."""
@@ -98,7 +107,9 @@ class Display:
             if self.observer is not None:           # one that is configured stands for itself
                 own = {one.name for one in self.observer.detectors(model)}
                 distances = {name: values for name, values in distances.items() if name not in own}
-            self.exporter.show(evaluation, reference, distances, (counts, events), seconds=self.seconds.pop(model, None))
+            lines = headline(model, reference, evaluation.scores, self.judge.states[model], ring.panes)
+            why = Why(tuple(lines), partial(columns, reference, self.judge.scans[model], evaluation.scores))
+            self.exporter.show(evaluation, reference, distances, (counts, events), seconds=self.seconds.pop(model, None), why=why)
         self._unshown.clear()
         if self.observer is not None:
             for stream in self.panes.streams.values():
@@ -118,7 +129,8 @@ class Display:
             alarm_counts=counts,  # type: ignore[arg-type]
             open_alarms={key: opened for stream in self.panes.streams.values() for key, opened in self._open(stream)},
             alarms=tuple(self.alarms), launches=tuple(self.trigger.ledger.launches.values()),
-            dead_letters=self.dead_letters.counts(),
+            decided=self.trigger.ledger.decisions, audit=self.trigger.ledger.entries,
+            dead_letters=self.dead_letters.counts(), reports=None if self.reports is None else self.reports.shelf.folder,
         )
 
     def _open(self, stream: Stream) -> Iterable[tuple[tuple[str, str, str, str, str, str], OpenAlarm]]:
@@ -147,5 +159,14 @@ class Display:
             watermark=mark / 1000 if mark >= 0 else None, digest=stream.reference.digest, launcher=configured.launcher,
             metric=configured.metric,
             budget_remaining=self.trigger.budget_remaining(stream.model, now) if configured.launcher else None,
+            reports={} if self.reports is None else self.reports.counts(stream.model),
+            policy=self._policy(stream, now) if configured.launcher else None,
             **({} if self.observer is None else self.observer.counts(stream.model)),
         )
+
+    def _policy(self, stream: Stream, now: float) -> PolicyStatus | None:
+        """How the model's retraining policy stands at event time `now`."""
+        severe = self.judge.states[stream.model].severe
+        return self.trigger.status(
+            Moment(stream.model, stream.version, now, stream.decided_panes * stream.pane_ms / 1000),
+            severe.episode if severe.firing else None)

@@ -37,11 +37,13 @@ class LaunchFailed(TidemarkError):
     """A launcher could not start, follow or stop a training job.
 
     retry : whether the same call may succeed later (server away), or never will (forbidden, invalid)
+    after : seconds that the other side asks us to wait before; 0 where it does not say
     """
 
-    def __init__(self, message: str, *, retry: bool = False) -> None:
+    def __init__(self, message: str, *, retry: bool = False, after: float = 0.0) -> None:
         super().__init__(message)
         self.retry = retry
+        self.after = after
 
 
 def one_line(text: str) -> str:

@@ -5,6 +5,7 @@
     Window           a closed pane, ready to be judged                           state   -> decide
     Sample           some rows of a pane, for detectors that take rows           state   -> decide
     Reading          what a detector that only observes says                     decide  -> expose
+    ColumnReason     why a column is quiet, or is not                            decide  -> expose
     Alarm            our decision, raised or cleared                             decide  -> retrain, expose
     Launch           one training job and its life                               retrain -> state, expose
 
@@ -209,6 +210,15 @@ class Mover:
     words: str = ""                                 # of a fault of the data: what broke, in one sentence
 
 
+def effect_text(what: str, effect: float, lower: float, upper: float, unit: str) -> str:
+    """An effect with its unit and 95 % interval.
+
+    >>> effect_text("mean", 0.9, 0.85, 0.95, "sd")
+    'mean +0.900 s.d. [+0.850, +0.950]'
+    """
+    return f"{what} {effect:+.3f} {'s.d.' if unit == 'sd' else 'of events'} [{lower:+.3f}, {upper:+.3f}]"
+
+
 @dataclass(frozen=True, slots=True)
 class Alarm:
     """A change of our decision about one stream: raised, severe (worth a retraining) or cleared.
@@ -254,7 +264,8 @@ FINAL_STATES: frozenset[str] = frozenset({"failed", "timed_out", "promoted", "re
 class Launch:
     """One training job from the decision to the verdict; the outbox stores it whole after every step.
 
-    id      : 12 hex digits of sha256(model, version, episode): asking twice is one job
+    id      : 12 hex digits of sha256(model, version, episode or key): asking twice is one job
+    episode : number of the alarm; 0 of a launch that somebody asked for while no severe alarm was open
     steps   : (state, seconds since 1970) in the order they happened
     columns : JSON, name, kind and role of every watched column and label: what the trainer works on
     offsets : next offset per partition when the launch was decided: the data reaches up to there
@@ -286,8 +297,21 @@ class Launch:
     model_uri: str = ""
     reference_uri: str = ""
     progress: str = ""                              # the job's last progress line
+    queued_since: float = 0.0                       # when the job that waits now was first seen waiting; 0: it does not wait
+    queued_seconds: float = 0.0                     # earlier waits of the job, together
     decided_at: float = 0.0                         # event time of the alarm that asked for it: cooldown and budget
     cut_over_at: float = 0.0                        # event time from which the new reference judges; 0: not (yet)
+    key: str = ""                                   # of a launch that somebody asked for: the same key never launches again
+    by: str = ""                                    # who asked; empty where an alarm did
+    why: str = ""                                   # the words that came with it
+    gpus: int = 0                                   # of all its pods together, as configured when it was decided
+    deadline_hours: float = 0.0                     # as configured when it was decided
+    shadow_at: float = 0.0                          # wall-clock time when the challenger began to answer in shadow; 0: it did not
+    shadow_since: float = 0.0                       # event time behind which its answers in shadow are compared
+    shadow_verdict: str = ""                        # how that ended; empty before
+    forgiven: bool = False                          # a person has taken it out of the row of useless ones
+    previous_model_uri: str = ""                    # of the champion that a promotion ended, where it is known
+    previous_digest: str = ""                       # of the reference that judged it: what a roll-back goes back to
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +367,29 @@ class Reading:
     threshold: float | None = None
     null: float | None = None
     corrected: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnReason:
+    """One column's answer.
+
+    evidence : strongest z over the threshold; 1 is an alarm         effect : in `unit`, with its interval
+    visible  : smallest shift that the longest window can show now, reference standard deviations
+    """
+
+    column: str
+    role: str
+    state: str
+    evidence: float
+    effect: float
+    lower: float
+    upper: float
+    unit: str
+    what: str
+    window_panes: int
+    window_events: int
+    visible: float
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,36 @@ LAUNCH_STATES = (
 )
 LAUNCH_OUTCOMES = ("promoted", "refused", "failed", "timed_out")
 
+#: Why a severe alarm, or somebody who asked, got no retraining: the whole, closed list, in the order in which it is asked.
+DECISION_REASONS: Mapping[str, str] = {
+    "not_configured": "the model has no `retrain`",
+    "quality": "the data are broken, and training on them would not mend that",
+    "reference_inadequate": "the reference is inadequate; fit one on more rows",
+    "roles": "no column of retrain.roles moved enough",
+    "on_request": "retrain.launch_on is `request`: a person or Alertmanager asks for a launch",
+    "episode_done": "this episode has had its own",
+    "persistence": "it is not severe for retrain.persist_panes yet; asked again while the alarm stands",
+    "learning": "the version is not judged for retrain.learning_hours yet; asked again while the alarm stands",
+    "in_flight": "another one is under way; asked again while the alarm stands",
+    "all_in_flight": "limits.launches are under way over all models; asked again while the alarm stands",
+    "breaker": "retrain.useless_max in a row brought nothing; `tidemark triggers reset` once the cause is found",
+    "cooldown": "retrain.cooldown_hours since the last one are not over; asked again while the alarm stands",
+    "budget": "retrain.max_per_week is used up; asked again while the alarm stands",
+    "gpu_hours": "retrain.gpu_hours_per_week would be exceeded; asked again while the alarm stands",
+    "blackout": "it is one of the hours of retrain.blackout; asked again while the alarm stands",
+}
+#: Those that time or a person may change: while the alarm stays severe, it is asked again.
+WAITING_REASONS = ("persistence", "learning", "in_flight", "all_in_flight", "breaker", "cooldown", "budget", "gpu_hours",
+                   "blackout")
+
+#: How the report of an alarm ended.
+REPORT_OUTCOMES: Mapping[str, str] = {
+    "made": "evidently's half is there, too",
+    "plain": "our own half alone: no rows, or no evidently",
+    "failed": "evidently failed, or took too long; our own half is there",
+    "dropped": "too many waited, or a newer one of the same alarm took its place",
+}
+
 #: Names in the same scrape that are not ours: the client library's view of the process.
 FOREIGN_PREFIXES = ("process_", "python_")
 
@@ -93,11 +123,12 @@ LABELS: Mapping[str, str] = {
     "bin": "bin of the reference, by its edges or its category",
     "of": "`reference` or `window`",
     "outcome": "one of a closed list, see the metric",
-    "reason": "one of a closed list: `none`, `retention`, or why an event was refused",
+    "reason": "one of a closed list: `none`, `retention`, why an event was refused, or why there is no launch",
     "topic": "Kafka topic, or the file that is read",
     "partition": "partition of the topic",
-    "launcher": "`retrain.launcher.type`",
+    "launcher": "`retrain.launcher.type`, or `rollback` of a model that was taken back",
     "metric": "`retrain.metric`: what quality is measured by",
+    "alertmanager": "one of `alertmanager.urls`",
     "digest": "digest of the reference file",
     "python": "version of the interpreter",
 }
@@ -206,6 +237,14 @@ EVALUATION = Metric(
     "Time that judging one closed pane took: scan, distances and decision.",
     buckets=(0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 10.0))
 
+REPORTS = Metric(
+    "tidemark_reports_total", "counter", ("model", "outcome"), "reports",
+    "Reports of alarms by how they ended: made, plain (from counts alone), failed or dropped.", values=tuple(REPORT_OUTCOMES))
+REPORT = Metric(
+    "tidemark_report_seconds", "histogram", ("model",), "seconds",
+    "Time that making evidently's half of a report took, in a process of its own.",
+    buckets=(5.0, 15.0, 30.0, 60.0, 120.0, 300.0), always=False)
+
 # ---- what came in --------------------------------------------------------------------------------------------------
 EVENTS = Metric(
     "tidemark_events_total", "counter", ("model", "outcome", "reason"), "events",
@@ -243,6 +282,31 @@ LAUNCH_STATE = Metric(
 LAUNCH_STATE_AT = Metric(
     "tidemark_launch_state_timestamp_seconds", "gauge", ("model", "launcher"), "seconds since 1970",
     "Wall-clock time at which the model's latest launch came into its state.", always=False)
+LAUNCH_CALLS_FAILED = Metric(
+    "tidemark_launch_calls_failed_total", "counter", ("model", "launcher"), "calls",
+    "Calls that carry a launch on (to its launcher, the data's store or the promotion) and failed; most are tried again.",
+    always=False)
+LAUNCH_RETRYING = Metric(
+    "tidemark_launch_retrying", "gauge", ("model", "launcher"), "0 or 1",
+    "Whether a launch waits to repeat a call that failed: its launcher, store or promotion cannot be reached.", always=False)
+DECISIONS = Metric(
+    "tidemark_decisions_total", "counter", ("model", "outcome", "reason"), "decisions",
+    "Answers of the trigger to severe alarms and to who asked, since the service started: a launch (reason `none`), or no "
+    "and why not.", values=("launch", "no"), always=False)
+LAUNCH_WAITING = Metric(
+    "tidemark_launch_waiting", "gauge", ("model", "reason"), "0 or 1",
+    "Whether a severe alarm stands whose launch waits for this reason to end.", values=WAITING_REASONS, always=False)
+LAUNCH_WAITING_UNTIL = Metric(
+    "tidemark_launch_waiting_until_timestamp_seconds", "gauge", ("model",), "seconds since 1970",
+    "Event time at which what a launch waits for ends, as far as it is known.", always=False)
+USELESS_LAUNCHES = Metric(
+    "tidemark_useless_launches", "gauge", ("model",), "launches",
+    "Launches of the version in a row that failed, timed out or were not better; at `retrain.useless_max` the breaker opens.",
+    always=False)
+GPU_HOURS_REMAINING = Metric(
+    "tidemark_retrain_gpu_hours_remaining", "gauge", ("model",), "GPU hours",
+    "GPU hours that `retrain.gpu_hours_per_week` still allows in the running week; a launch under way counts its deadline.",
+    always=False)
 RETRAIN_BUDGET = Metric(
     "tidemark_retrain_budget_remaining", "gauge", ("model",), "launches",
     "Launches that `retrain.max_per_week` still allows in the running week.", always=False)
@@ -257,6 +321,10 @@ CHALLENGER_QUALITY = Metric(
 READY = Metric(
     "tidemark_ready", "gauge", (), "0 or 1",
     "1 once the stored state is loaded and the source is assigned; the same answer as /-/ready.")
+ALERT_POSTS = Metric(
+    "tidemark_alert_posts_total", "counter", ("alertmanager", "outcome"), "posts",
+    "Posts of the open alerts to an Alertmanager of `alertmanager.urls`: taken by it, or failed and tried again.",
+    values=("taken", "failed"), always=False)
 SERIES = Metric(
     "tidemark_series", "gauge", (), "series",
     "Series of tidemark in this scrape.")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -26,18 +26,32 @@ from monitor.cutover import CutOver
 from monitor.decide.observe import Observer
 from monitor.decide.policy import Judge, Policy
 from monitor.decide.quality import QualityChecks, commonest, named_unseen
+from monitor.decisions import Entry
 from monitor.display import Configured, Display
 from monitor.errors import TidemarkError
 from monitor.expose.exporter import Exporter
-from monitor.expose.inbox import Inbox
-from monitor.flow import Alarm, Batch, Clock, Evaluation, Launch, Rows, Sample, Source, TopicPartition, Window
+from monitor.expose.inbox import Asked, Inbox, Reply
+from monitor.flow import (
+    FINAL_STATES,
+    Alarm,
+    Batch,
+    Clock,
+    Evaluation,
+    Launch,
+    Rows,
+    Sample,
+    Source,
+    TopicPartition,
+    Window,
+)
 from monitor.ingest.deadletters import DeadLetters
+from monitor.reporting import Reporting
 from monitor.retrain.launch import Retraining
-from monitor.retrain.ledger import decision_to_json, launch_to_json
-from monitor.retrain.trigger import Trigger
+from monitor.retrain.ledger import decision_to_json, entry_to_json, launch_to_json
+from monitor.retrain.trigger import Standing, Trigger
 from monitor.state.capture import Capture
 from monitor.state.panes import NO_PANE, SEGMENT, Panes, Stream
-from monitor.state.store import Store
+from monitor.state.store import KEPT_AUDIT, Store
 
 log = logging.getLogger("tidemark")
 
@@ -90,6 +104,7 @@ class Stages:
     on_evaluation: Callable[[Evaluation], None] | None = None
     quality: QualityChecks | None = None            # faults that no column shows
     observer: Observer | None = None                # further detectors, where any are configured
+    reporting: Reporting | None = None              # reports of alarms, where the state is kept in a file
     past_alarms: Sequence[Alarm] = ()               # what the store holds
     decided: dict[str, dict[int, Profile]] = field(default_factory=dict)
     sampled: dict[str, dict[int, Sample]] = field(default_factory=dict)     # kept rows of the decided panes
@@ -102,10 +117,12 @@ class Stages:
     def __post_init__(self) -> None:
         self.display = Display(
             self.exporter, self.panes, self.judge, self.trigger, self.source, self.dead_letters, self.configured, self.clock,
-            self.quality, self.observer, list(self.past_alarms))
+            self.quality, self.observer, list(self.past_alarms),
+            reports=None if self.reporting is None else self.reporting.maker)
         self.cut_over = CutOver(
             self.panes, self.judge, self.policy, self.trigger.ledger, self.retraining, self.store, self.source, self.display,
-            self.configured, self.clock, self.observer, self._note, lambda: self.commit(Batch(), now=True), self._save_stream)
+            self.configured, self.clock, self.observer, self._note, lambda: self.commit(Batch(), now=True), self._save_stream,
+            *(() if self.reporting is None else (self.reporting.rows_of,)))
 
     @property
     def alarms(self) -> Sequence[Alarm]:
@@ -125,6 +142,8 @@ class Stages:
         self.source.close()
         if self.observer is not None:
             self.observer.close()
+        if self.reporting is not None:
+            self.reporting.close()
         self.dead_letters.close()
         self.store.close()
 
@@ -139,8 +158,8 @@ class Stages:
         self.decided.setdefault(window.model, {})[window.pane] = window.profile
         if self.observer is not None:
             self.observer(window, self.judge.rings[window.model])
-            if window.sample is not None:
-                self.sampled.setdefault(window.model, {})[window.pane] = window.sample
+        if window.sample is not None:
+            self.sampled.setdefault(window.model, {})[window.pane] = window.sample
         evaluation = Evaluation(
             window, scores, alarms, self.policy.state_name(window.model, scores),
             *self.policy.open_episode(window.model))
@@ -151,26 +170,29 @@ class Stages:
 
     def offer(self, window: Window, scores: Scores, alarms: tuple[Alarm, ...]) -> None:
         """Give the trigger what is new, and a severe alarm that still stands where its last answer was `not now`."""
-        state = self.judge.states[window.model].severe
-        if not any(alarm.state == "severe" for alarm in alarms) and self.trigger.is_waiting(
-                window.model, window.version, state.episode):
+        stream, state = self.panes.streams[window.model], self.judge.states[window.model].severe
+        is_standing = not any(alarm.state == "severe" for alarm in alarms) and self.trigger.is_waiting(
+            window.model, window.version, state.episode)
+        if is_standing:
             standing = self.policy.standing(window, scores)
             alarms = (standing,) if standing is not None else ()
-        self.trigger(alarms, self.panes.offsets(window.model))
+        self.trigger(alarms, self.panes.offsets(window.model), is_standing=is_standing,
+                     judged_seconds=stream.decided_panes * stream.pane_ms / 1000)
 
     def commit(self, batch: Batch, *, now: bool = False) -> None:
         """The checkpoint, in the order that `state.store` explains; skipped while nothing is due."""
-        self._answer()
+        replies = self._answer()
         self._look_between_panes()
         launches, decisions = self.trigger.ledger.changed()
+        entries = self.trigger.ledger.new_entries()
         due = self.committed_at is None or self.clock() - self.committed_at >= self.checkpoint_seconds
-        if not (now or due or batch.ended or launches or decisions or self.new_alarms):
+        if not (now or due or batch.ended or launches or decisions or entries or replies or self.new_alarms):
             return
         self.dead_letters.write(self.panes.refusals)                                    # 1
         self.dead_letters.flush()
         for rows in self.panes.kept:
             self.captures[rows.model].add(rows)
-        files = {model: capture.write() for model, capture in self.captures.items()}    # 2
+        files = {model: capture.write(whole=batch.ended) for model, capture in self.captures.items()}     # 2
         with self.store.transaction() as db:                                            # 3
             for stream in self.panes.streams.values():
                 self._save_stream(db, stream)
@@ -178,39 +200,101 @@ class Stages:
                 self.store.append(db, "alarms", alarm.model, [msgspec.json.encode(alarm).decode()])
             for decision in decisions:
                 self.store.append(db, "decisions", decision.model, [decision_to_json(decision)])
+            for entry in entries:
+                self.store.append(db, "audit", entry.model, [entry_to_json(entry)], KEPT_AUDIT)
             for launch in launches:
                 self.store.save_launch(db, launch.id, launch.model, launch_to_json(launch))
-            for added, removed in files.values():
-                self.store.save_captures(db, added, removed)
+            for step in files.values():
+                self.store.save_captures(db, step)
         self.panes.refusals, self.panes.kept = [], []
         self.trigger.ledger.clear_changed()
         self.decided.clear()
         self.sampled.clear()
         self.new_alarms = []
-        for model, (_, removed) in files.items():
-            self.captures[model].forget(removed)
+        for model, step in files.items():
+            self.captures[model].forget(step.removed)
         self.source.committed(self.stored_offsets())                                    # 4
         self.committed_at = self.display.checkpoint = self.clock()
+        if self.reporting is not None:
+            self.reporting.keep()
         self.display.show()
+        for asked, reply in replies:                                                    # 5
+            self.inbox.reply(asked, reply)
 
     def advance(self) -> None:
         """Carry each unfinished launch one step on; cut over to the reference of a promoted one."""
         if not self.launching:
-            for launch in self.trigger.ledger.unfinished():     # as if it had ended at once: cooldown and budget go on
-                self.trigger.ledger.put(replace(launch, state="refused", steps=(*launch.steps, ("refused", self.clock())),
-                                                detail="replayed: nothing was launched"))
+            self.trigger.end_replayed(self.clock())
             return
-        self.retraining.advance(self.clock(), self._captured)
+        if self.reporting is not None:
+            self.reporting.advance()
+        self.trigger.expire()
+        for launch in self.retraining.advance(self.clock(), self._captured):
+            if launch.state in FINAL_STATES and launch.model in self.captures:
+                self.captures[launch.model].release(self._ended(launch.model))
         self.cut_over()
 
-    def _answer(self) -> None:
-        """Approve or reject what people answered over HTTP; what no longer can be is only told."""
+    def _answer(self) -> list[tuple[Asked, Reply]]:
+        """Do what people asked over HTTP, or say why not; they are told once it is stored."""
+        replies = []
         for asked in self.inbox.take():
             try:
-                (self.trigger.approve if asked.action == "approve" else self.trigger.reject)(asked.launch)
-                log.info("Launch answered.", extra={"launch": asked.launch, "answer": asked.action})
+                reply = self._answered(asked)
+                log.info("Request answered.", extra={"asked": asked.action, "model": asked.model, "launch": reply.launch,
+                                                     "by": asked.by, "answer": reply.words})
             except TidemarkError as error:
+                reply = Reply(False, str(error), asked.launch)
+                self.trigger.refuse(Entry(self.clock(), asked.action, asked.by, asked.model, asked.launch, asked.why,
+                                          asked.key, False, str(error)))
                 log.warning("Answer not taken.", extra={"launch": asked.launch, "answer": asked.action, "error": str(error)})
+            replies.append((asked, reply))
+        return replies
+
+    def _answered(self, asked: Asked) -> Reply:
+        """One request, done; TidemarkError where it cannot be."""
+        said = {"by": asked.by, "why": asked.why}
+        if asked.action in ("approve", "reject"):
+            answer = self.trigger.approve if asked.action == "approve" else self.trigger.reject
+            launch = answer(asked.launch, **said)
+            return Reply(True, f"launch {launch.id} is {launch.state.replace('_', ' ')}", launch.id, launch.state)
+        if asked.model not in self.panes.streams:
+            raise TidemarkError(f"{asked.model[:80]!r}: expected one of the models {', '.join(self.panes.streams)}; name one")
+        if asked.action == "reset":
+            forgiven = self.trigger.reset(asked.model, self.panes.streams[asked.model].version, **said)
+            return Reply(True, f"{len(forgiven)} launches of {asked.model} that brought nothing no longer count")
+        if asked.action == "fire":
+            fired = self.trigger.fire(asked.model, self._standing(asked.model), key=asked.key, force=asked.force,
+                                      dry_run=asked.dry_run, **said)
+            launch_id, state = (fired.launch.id, fired.launch.state) if fired.launch else ("", "")
+            return Reply(not fired.decision.reason, fired.words, launch_id, state, fired.decision.reason, fired.decision.until,
+                         fired.limits)
+        if asked.action == "rollback":
+            return self._rolled_back(asked)
+        raise TidemarkError(f"{asked.action}: expected approve, reject, fire, reset or rollback; ask for one of them")
+
+    def _rolled_back(self, asked: Asked) -> Reply:
+        """Note that a model goes back to an earlier version; the next turns promote it and cut over to its reference."""
+        stream, configured, now = self.panes.streams[asked.model], self.configured[asked.model], self.clock()
+        at = (stream.last_decided + 1) * stream.pane_ms / 1000 if stream.last_decided != NO_PANE else now
+        launch = self.retraining.roll_back(
+            asked.model, stream.version, asked.version, by=asked.by, why=asked.why, at=at, now=now,
+            uris=lambda version: configured.model_uri if version == configured.version else "")
+        words = f"{asked.model} goes back from version {launch.version} to {launch.new_version} (launch {launch.id})"
+        self.trigger.ledger.note(Entry(now, "rollback", asked.by, asked.model, launch.id, asked.why, words=words))
+        return Reply(True, words, launch.id, launch.state)
+
+    def _standing(self, model: str) -> Standing:
+        """How a model stands, for somebody who asks for a launch without an alarm of its own."""
+        stream, state = self.panes.streams[model], self.judge.states[model]
+        checks = None if self.quality is None else self.quality.states[model]
+        at = (stream.last_decided + 1) * stream.pane_ms / 1000 if stream.last_decided != NO_PANE else self.clock()
+        machine = state.severe if state.severe.firing else state.alarm
+        alarm = next((alarm for alarm in reversed(self.display.alarms) if machine.firing and alarm.kind == "drift" and (
+            alarm.model, alarm.version, alarm.episode) == (model, stream.version, machine.episode)), None)
+        return Standing(
+            stream.version, at, stream.decided_panes * stream.pane_ms / 1000, self.panes.offsets(model), alarm,
+            faulty=state.quality.firing or (checks is not None and (checks.wrong_type.firing or checks.volume.firing)),
+            adequate=not self.judge.scans[model].reference.inadequate)
 
     def stored_offsets(self) -> dict[TopicPartition, int]:
         """Per partition the smallest next offset over the models that read it: where the source must go on."""
@@ -271,6 +355,8 @@ class Stages:
             counts[key] = counts.get(key, 0) + 1
 
     def _note(self, alarms: Sequence[Alarm]) -> None:
+        if self.reporting is not None:
+            self.reporting.note(alarms)
         for alarm in alarms:
             self.new_alarms.append(alarm)
             self.display.note_alarm(alarm)
@@ -286,11 +372,16 @@ class Stages:
             db, stream, (configured.version, configured.digest), policy,  # type: ignore[arg-type]
             self.decided.get(stream.model, {}),
         )
-        self.store.save_samples(db, stream, self.sampled.get(stream.model, {}))  # type: ignore[arg-type]
+        needed = None if self.reporting is None else self.reporting.first_pane(stream.model)
+        self.store.save_samples(db, stream, self.sampled.get(stream.model, {}), needed)  # type: ignore[arg-type]
         if self.quality is not None:
             document = msgspec.json.encode(self.quality.states[stream.model]).decode()
             self.store.save_checks(db, stream.model, document)  # type: ignore[arg-type]
         stream.changed.clear()
+
+    def _ended(self, model: str) -> dict[str, float]:
+        """When the launches of a model ended, by id."""
+        return {launch.id: launch.steps[-1][1] for launch in self.trigger.ledger.of_model(model) if launch.state in FINAL_STATES}
 
     def _captured(self, launch: Launch) -> int:
         """Labelled events that were captured since the launch's alarm began."""

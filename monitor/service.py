@@ -10,6 +10,7 @@ Neighbours: `pipeline` runs what is built here; `commands` asks for it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,8 +22,7 @@ import msgspec
 from detectors.embedding import dimensions
 from detectors.reference import Column, Reference
 from detectors.scan import Scan, Scores
-from monitor.config import Config, Monitor, budget, state_path
-from monitor.cutover import sampling_of
+from monitor.config import Config, Monitor, Reports, SchemaColumn, budget, state_path
 from monitor.decide.observe import Asked, Kept, Observer
 from monitor.decide.plan import Plan
 from monitor.decide.policy import Judge, Knobs, Policy, PolicyState
@@ -31,6 +31,8 @@ from monitor.display import Configured
 from monitor.errors import CheckpointRefused, ConfigError, SourceFailed
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Inbox
+from monitor.expose.report_maker import Maker
+from monitor.expose.report_shelf import Shelf
 from monitor.flow import Alarm, Batch, Clock, Evaluation, Launch, Launcher, Rows, Source
 from monitor.ingest.deadletters import DeadLetters
 from monitor.ingest.decode import Decoder
@@ -38,14 +40,19 @@ from monitor.ingest.files import FileSource
 from monitor.ingest.kafka import KafkaSource
 from monitor.ingest.schema import StreamSchema
 from monitor.pipeline import Stages
+from monitor.reporting import Reporting, folder_of, refuse_impossible, sampling_of, why_none
 from monitor.retrain.launch import Retraining
 from monitor.retrain.launchers import launcher_for
-from monitor.retrain.ledger import Ledger, decision_from_json, launch_from_json, launch_to_json
+from monitor.retrain.ledger import Ledger, decision_from_json, entry_from_json, launch_from_json, launch_to_json
+from monitor.retrain.promote import promotion_for
+from monitor.retrain.shadow import Shadows, Watching
 from monitor.retrain.trigger import Trigger
 from monitor.state.capture import Capture, read_text
 from monitor.state.panes import Panes, Stream
 from monitor.state.sample import NUMBER_BYTES, TEXT_BYTES
 from monitor.state.store import Store
+
+log = logging.getLogger("tidemark")
 
 #: Bytes of one count, and panes that a ring holds.
 COUNT_BYTES = 8
@@ -60,6 +67,7 @@ class Watched:
     monitor: Monitor
     reference: Reference                            # the configured one
     version: str
+    reports: Reports | None = None                  # what is kept for the reports of alarms; None: nothing
 
     @property
     def where(self) -> str:
@@ -67,9 +75,34 @@ class Watched:
         return f"monitors[{self.index}]"
 
     def schema(self) -> StreamSchema:
-        """How its events are read."""
-        return StreamSchema.resolve(self.monitor.schema, self.reference.columns, where=f"{self.where}.schema",
+        """How its events are read; a challenger's answers in shadow are read like a label."""
+        said, shadow = self.monitor.schema, self.monitor.retrain.shadow if self.monitor.retrain else None
+        if shadow is not None and shadow.prediction not in said.columns:
+            said = msgspec.structs.replace(said, columns={**said.columns, shadow.prediction: SchemaColumn(role="label")})
+        return StreamSchema.resolve(said, self.reference.columns, where=f"{self.where}.schema",
                                     dimensions=dimensions(self.reference.expansions))
+
+    def labels(self) -> list[Column]:
+        """Its labels, without a challenger's answers in shadow."""
+        shadow = self.monitor.retrain.shadow if self.monitor.retrain else None
+        return [Column(label.name, label.kind, "label") for label in self.schema().labels
+                if shadow is None or label.name != shadow.prediction]
+
+    def watching(self) -> Watching | None:
+        """The columns that a shadow compares, where one is configured; ConfigError where they are not exactly these."""
+        shadow, where = self.monitor.retrain.shadow if self.monitor.retrain else None, f"{self.where}.retrain.shadow"
+        if shadow is None:
+            return None
+        if shadow.prediction in {column.name for column in self.reference.columns}:
+            raise ConfigError(f"{where}.prediction: expected a column that the reference does not watch, "
+                              f"got {shadow.prediction!r}; name the one in which serving logs the challenger's answers")
+        labels = [label.name for label in self.labels()]
+        predictions = [column.name for column in self.reference.columns if column.role == "prediction"]
+        for what, names in (("label", labels), ("prediction", predictions)):
+            if len(names) != 1:
+                raise ConfigError(f"{where}: expected exactly one {what} column, got {', '.join(names) or 'none'}; "
+                                  "give the columns their roles, or remove the shadow")
+        return Watching(labels[0], predictions[0], shadow.prediction)
 
     def knobs(self) -> Knobs:
         """What it asks of its decisions."""
@@ -82,7 +115,7 @@ class Watched:
 
     def asked(self) -> Asked:
         """Its further detectors, as configured."""
-        labels = {label.name: label.kind for label in self.schema().labels}
+        labels = {label.name: label.kind for label in self.labels()}
         return Asked(self.monitor.detectors, labels, f"{self.where}.detectors")
 
     def plan(self) -> Plan:
@@ -92,17 +125,18 @@ class Watched:
     def memory_bytes(self, open_panes: int) -> int:
         """rows x bins x (open panes + two rings of 129) x 8: the bound that does not grow with events.
 
-        Where a further detector needs rows: kept rows x their width x (open panes + those it looks back at) besides.
+        Where rows are sampled: kept rows x their width x (open panes + those that a further detector looks back at) besides.
         """
         rows, bins = self.reference.shape
         counts = rows * bins * (open_panes + 2 * RING_PANES) * COUNT_BYTES
-        if not self.monitor.detectors:
-            return counts
         plan, kinds = self.plan(), {column.name: column.kind for column in self.reference.columns}
+        sampling = sampling_of(plan, self.reference, self.reports)
+        if sampling is None:
+            return counts
         numbers = {name: NUMBER_BYTES for name, kind in kinds.items() if kind == "numeric"}
         numbers |= {name: NUMBER_BYTES * size for name, size in dimensions(self.reference.expansions).items()}
-        width = sum(numbers.get(name, TEXT_BYTES) for name in plan.names) + 4 * NUMBER_BYTES
-        return counts + plan.rows * width * (open_panes + plan.panes)
+        width = sum(numbers.get(name, TEXT_BYTES) for name in sampling.names) + 4 * NUMBER_BYTES
+        return counts + sampling.rows * width * (open_panes + plan.panes)
 
 
 def watched(config: Config) -> list[Watched]:
@@ -122,9 +156,13 @@ def watched(config: Config) -> list[Watched]:
             )
         if len(reference.rows) > config.limits.columns:
             raise ConfigError(f"{where}: expected at most limits.columns = {config.limits.columns}, got {len(reference.rows)}")
-        found.append(Watched(index, monitor, reference, reference.version))
+        found.append(Watched(index, monitor, reference, reference.version, None if monitor.histograms_only else config.reports))
+        found[-1].watching()
         found[-1].schema()
-        found[-1].plan()
+        needy = [one.name for one in found[-1].plan().detectors if one.method.source != "counts"]
+        if monitor.histograms_only and needy:
+            raise ConfigError(f"monitors[{index}].detectors: expected detectors on counts beside histograms_only, "
+                              f"got {needy[0]!r}, which needs rows; remove it")
     needed = sum(one.memory_bytes(config.limits.open_panes) for one in found)
     if needed > config.limits.memory_mb << 20:
         raise ConfigError(
@@ -145,16 +183,20 @@ def build(
     launching : False decides and writes down, but starts no training and captures nothing
     """
     monitors = watched(config)
+    refuse_impossible(config)
     store = Store(state if state is not None else state_path(config.service.state))
     try:
-        ledger = Ledger(map(launch_from_json, store.history("launches")), map(decision_from_json, store.history("decisions")))
+        ledger = Ledger(map(launch_from_json, store.history("launches")), map(decision_from_json, store.history("decisions")),
+                        map(entry_from_json, store.history("audit")))
         judge = Judge({one.monitor.model: one.knobs() for one in monitors})
         asked = {one.monitor.model: one.asked() for one in monitors if one.monitor.detectors}
         observer = Observer(asked) if asked else None
-        streams = [_restored(one, store, judge, observer) for one in monitors]
-        captures = {} if not launching else {one.monitor.model: _capture(one, store) for one in monitors if one.monitor.retrain}
+        shown, folder = exporter or Exporter(config.limits.series), folder_of(config, state) if launching else None
+        streams = [_restored(one, store, judge, observer, one.reports if folder is not None else None) for one in monitors]
+        captures = {one.monitor.model: _capture(one, store, clock) for one in monitors if one.monitor.retrain and launching}
         panes = Panes(streams, clock=clock, idle_seconds=config.kafka.idle_seconds, open_panes_max=config.limits.open_panes,
-                      keep=captures)
+                      keep=[one.monitor.model for one in monitors if one.monitor.retrain and one.monitor.retrain.data_uri is None
+                            and launching])
         policies = {one.monitor.model: one.monitor.retrain for one in monitors if one.monitor.retrain is not None}
         launchers: dict[str, Launcher] = (
             {one.monitor.model: launcher_for(one.monitor.retrain.launcher, capture_uri=one.monitor.retrain.capture_uri,
@@ -168,18 +210,25 @@ def build(
         stages = Stages(
             source=source if source is not None else _source(config, monitors),
             decode=_decoding(config, monitors), panes=panes, judge=judge, policy=Policy(judge),
-            trigger=Trigger(policies, ledger, clock=clock),
+            trigger=Trigger(policies, ledger, clock=clock, launches_max=config.limits.launches),
             retraining=Retraining(
                 policies, ledger, launchers, save=save, snapshot=lambda launch: captures[launch.model].snapshot(launch.id),
                 reference=lambda model: judge.scans[model].reference,
-                labels={one.monitor.model: [Column(label.name, label.kind, "label") for label in one.schema().labels]
-                        for one in monitors}),
+                labels={one.monitor.model: one.labels() for one in monitors},
+                shadows=Shadows(
+                    {one.monitor.model: watching for one in monitors if (watching := one.watching()) is not None},
+                    lambda model, since_ms, names: captures[model].events_since(since_ms, names),
+                    lambda model: captures[model].newest_time),
+                promotions={one.monitor.model: promotion_for(one.monitor.retrain.promote, path=f"{one.where}.retrain.promote")
+                            for one in monitors if one.monitor.retrain is not None} if launching else {},
+                version=lambda model: panes.streams[model].version, kept=store.reference),
             store=store,
             dead_letters=DeadLetters(config.service.dead_letters, config.limits, config.kafka),
-            exporter=exporter or Exporter(config.limits.series), captures=captures, clock=clock, inbox=inbox or Inbox(),
+            exporter=shown, captures=captures, clock=clock, inbox=inbox or Inbox(),
             configured={one.monitor.model: _configured(one) for one in monitors},
             checkpoint_seconds=config.service.checkpoint_seconds, launching=launching, on_evaluation=on_evaluation,
             quality=_checks(monitors, store), observer=observer,
+            reporting=None if folder is None else _reporting(config, folder, store, judge, shown),
             past_alarms=[alarm for model in judge.knobs for alarm in _alarms(store, model)][-100:],
         )
         stages.source.seek(stages.stored_offsets())
@@ -199,17 +248,30 @@ def _checks(monitors: Sequence[Watched], store: Store) -> QualityChecks:
     return checks
 
 
-def _restored(one: Watched, store: Store, judge: Judge, observer: Observer | None) -> Stream:
+def _reporting(config: Config, folder: Path, store: Store, judge: Judge, exporter: Exporter) -> Reporting:
+    """The reports of alarms, with what was to be made when the service ended."""
+    if (why := why_none(config.reports)) and config.reports.enabled is None:
+        log.info("Reports are made from counts alone.", extra={"reason": why})
+    maker = Maker(Shelf(folder, config.reports.keep), config.reports.seconds, note=exporter.reported)
+    bare = frozenset(monitor.model for monitor in config.monitors if monitor.histograms_only)
+    reporting = Reporting(config.reports, maker, store, judge, bare)
+    reporting.restore([alarm for model in judge.knobs for alarm in _alarms(store, model)])
+    return reporting
+
+
+def _restored(one: Watched, store: Store, judge: Judge, observer: Observer | None, reports: Reports | None) -> Stream:
     """The model's stream as it was stored, in the judge's hands; noted in the store where something began or moved on."""
     stream, policy, previous = resume(one, store)
     judge.begin(one.monitor.model, stream.reference, policy, (stream.decided_events, stream.decided_panes))
     judge.restore(one.monitor.model, stream.origin, store.decided(stream, RING_PANES))
-    if observer is not None:
-        stream.sampling = sampling_of(observer.begin(one.monitor.model, stream.version, stream.reference))
+    plan = None if observer is None else observer.begin(one.monitor.model, stream.version, stream.reference)
+    stream.sampling = sampling_of(plan, stream.reference, reports)
+    if one.monitor.histograms_only:                 # what was sampled before goes with the next line but one
+        stream.sampling, stream.histograms_only = None, True
     with store.transaction() as db:
         kept = store.restore_samples(db, stream)
-        if observer is not None:
-            observer.restore(one.monitor.model, (Kept(*pane) for pane in kept))
+        if observer is not None and plan is not None:
+            observer.restore(one.monitor.model, (Kept(*pane) for pane in kept if pane[0] > stream.last_decided - plan.panes))
         store.save_reference(db, stream.reference)
         if previous:
             store.save_cutover(db, stream, previous, 0.0, "configuration")
@@ -258,6 +320,9 @@ class Explained:
     alarms: list[str]
     decisions: list[str]
     launches: list[str]
+    every_launch: list[str]                         # of all models: what is under way over all of them is bounded, too
+    at: float                                       # end of the last decided pane, seconds since 1970; 0 before the first
+    judged_seconds: float                           # event time for which this version has been judged
 
 
 def explained(one: Watched, path: Path) -> Explained:
@@ -272,7 +337,10 @@ def explained(one: Watched, path: Path) -> Explained:
         ring, scan = judge.rings[model], judge.scans[model]
         return Explained(
             stream.version, stream.reference, scan, scan(ring) if ring.panes else None, policy, ring.panes,
-            *(store.history(table, model) for table in ("alarms", "decisions", "launches")))
+            store.history("alarms", model), store.history("decisions", model), store.history("launches", model),
+            every_launch=store.history("launches"),
+            at=(stream.last_decided + 1) * stream.pane_ms / 1000 if stream.decided_panes else 0.0,
+            judged_seconds=stream.decided_panes * stream.pane_ms / 1000)
     finally:
         store.close()
 
@@ -281,16 +349,19 @@ def _configured(one: Watched) -> Configured:
     retrain = one.monitor.retrain
     return Configured(one.version, one.reference.digest, retrain.metric if retrain else "",
                       str(retrain.launcher.__struct_config__.tag) if retrain else "",
-                      retrain.promote.settle_seconds if retrain and retrain.promote else 0.0)
+                      retrain.promote.settle_seconds if retrain and retrain.promote else 0.0,
+                      (retrain.model_uri or "") if retrain else "")
 
 
-def _capture(one: Watched, store: Store) -> Capture:
+def _capture(one: Watched, store: Store, clock: Clock) -> Capture:
     """Where one model's events are kept for its trainer, with what the store names."""
     retrain, schema = one.monitor.retrain, one.schema()
     assert retrain is not None
     names = (*(column.name for column in one.reference.columns), *schema.other_names)
-    capture = Capture(one.monitor.model, retrain.capture_uri, names, schema.label_names, retrain.capture_events)
-    capture.restore(store.captures(one.monitor.model))
+    capture = Capture(one.monitor.model, retrain.capture_uri, names, tuple(label.name for label in one.labels()),
+                      retrain.capture_events, retrain.capture_share, retrain.capture_days, retrain.capture_seconds,
+                      clock=clock)
+    capture.restore(store.captures(one.monitor.model), store.pending_captures(one.monitor.model))
     return capture
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fetch the real programs that the component tests start: Apache Kafka (Maven jars), Prometheus and Alertmanager
-# (Debian packages), and, where it was built before or is required, the Kubernetes control plane.
+# (Debian packages), Chromium, and, where it was built before or is required, the Kubernetes control plane.
 #
 # Safe to repeat; what is there already is left alone. Each thing that cannot be had is one line on stderr that says
 # what is therefore not tested; the exit status is 0 all the same, because tests skip aloud (and fail where
@@ -32,6 +32,12 @@ debian prometheus prometheus || lacking "no prometheus (Debian: apt-get install 
 debian prometheus-alertmanager prometheus-alertmanager ||
     lacking "no prometheus-alertmanager (Debian: apt-get install prometheus-alertmanager): alert routing is not tested"
 
+# --- Chromium and its driver, for the built-in page
+debian chromium chromium chromium-driver || lacking "no chromium (Debian: apt-get install chromium chromium-driver): \
+the built-in page is not seen in a browser"
+debian chromedriver chromium-driver || lacking "no chromedriver (Debian: apt-get install chromium-driver): \
+the built-in page is not seen in a browser"
+
 # --- Grafana's types, which the test itself fetches into the cache
 debian npm nodejs npm || lacking "no npm (Debian: apt-get install nodejs npm): dashboards are not checked against Grafana's types"
 
@@ -62,7 +68,7 @@ k8s="$HERE/k8s/setup.sh"
 if [ -e "$k8s" ]; then
     if requires kubernetes || [ -e "$(sh "$k8s" --where)/.done" ]; then
         debian etcd etcd-server || true                       # setup.sh itself says what lacks
-        sh "$k8s" || lacking "no Kubernetes control plane (see above): the kubernetes launcher is not tested on a real API server"
+        sh "$k8s" || lacking "the Kubernetes control plane is not whole (see above): the kubernetes launcher is not tested on what lacks"
     else
         lacking "the Kubernetes control plane is not built (TIDEMARK_REQUIRE=kubernetes builds it): the kubernetes launcher is \
 not tested on a real API server"

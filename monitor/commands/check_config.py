@@ -9,8 +9,9 @@ import argparse
 import numpy as np
 
 from detectors.scan import Scan
+from monitor.blackout import minutes
 from monitor.commands.shared import counted, paragraph, print_json
-from monitor.config import Config, load
+from monitor.config import Config, FilePromotion, KServePromotion, Retrain, WebhookPromotion, load
 from monitor.decide.plan import JOINT, Plan
 from monitor.service import Watched, watched
 
@@ -48,6 +49,9 @@ def run(args: argparse.Namespace) -> int:
     total = sum(one.memory_bytes(config.limits.open_panes) for one in monitors)
     print(paragraph(f"In all: at most {total / 2**20:,.0f} MiB of counts (limit {config.limits.memory_mb:,} MiB). "
                     f"State in {config.service.state}, metrics on http://{config.service.listen}/metrics."))
+    if urls := config.alertmanager.urls:
+        print(paragraph(f"Alerts are sent to {', '.join(urls)}, again every {config.alertmanager.resend_seconds:g} s while they "
+                        "fire; let no Prometheus evaluate the rules for the same service besides."))
     return 0
 
 
@@ -100,12 +104,56 @@ def sentences(config: Config, one: Watched) -> list[str]:
     else:
         kind = str(retrain.launcher.__struct_config__.tag)
         lines.append(
-            f"  Retraining by the {kind} launcher when the effect is surely above {retrain.above:g} s.d.: once per episode, "
+            f"  Retraining by the {kind} launcher when {_asked(retrain.launch_on, retrain.above)}: once per episode, "
             f"{retrain.cooldown_hours:g} h apart, at most {retrain.max_per_week} a week, approval {retrain.approval}, after "
             f"{retrain.collect_events:,} labelled events since the alarm.")
-        lines.append("  A better challenger is " + (f"promoted by writing {retrain.promote.path}." if retrain.promote
-                                                    else "not promoted: retrain.promote is not set."))
+        lines.append(f"  Not launched either: {_held_back(retrain)}.")
+        lines.append(f"  A better challenger is {_promoted(retrain.promote)}.")
     return lines
+
+
+def _asked(launch_on: str, above: float) -> str:
+    """What starts a retraining."""
+    sure = f"the effect is surely above {above:g} s.d."
+    return sure if launch_on == "alarm" else f"a person or Alertmanager asks for it (an alarm is severe when {sure})"
+
+
+def _held_back(retrain: Retrain) -> str:
+    """The limits of a policy that have no sentence of their own."""
+    said = []
+    if retrain.useless_max is not None:
+        said.append(f"after {retrain.useless_max} launches in a row that brought nothing")
+    if retrain.persist_panes > 1:
+        said.append(f"before it is severe for {retrain.persist_panes} panes in a row")
+    if retrain.learning_hours:
+        said.append(f"in the first {retrain.learning_hours:g} h of a version")
+    if retrain.gpu_hours_per_week is not None:
+        said.append(f"beyond {retrain.gpu_hours_per_week:g} GPU hours a week")
+    said += [f"{', '.join(one.days)} from {_time(one.start)} to {_time(one.end)} in {one.time_zone}" for one in retrain.blackout]
+    if retrain.approval == "manual":
+        said.append(f"when nobody approves it within {retrain.approval_hours:g} h")
+    return "; ".join(said) or "nothing more"
+
+
+def _time(given: str | int) -> str:
+    minute = minutes(given)
+    return str(given) if minute is None else f"{minute // 60:02d}:{minute % 60:02d}"
+
+
+def _promoted(promote: FilePromotion | WebhookPromotion | KServePromotion | None) -> str:
+    """How it reaches production, and when its reference judges."""
+    if promote is None:
+        return "not promoted: retrain.promote is not set"
+    if isinstance(promote, FilePromotion):
+        how = f"promoted by writing {promote.path}"
+    elif isinstance(promote, WebhookPromotion):
+        how = "promoted by a webhook" + (f", confirmed within {promote.confirm_hours:g} h" if promote.confirm_url else "")
+    else:
+        how = f"given to the InferenceService {promote.name} in namespace {promote.namespace}"
+        if promote.canary_percent is not None:
+            how += f", first {promote.canary_percent} % of the traffic for {promote.canary_hours:g} h"
+        how += f", and taken back when it is not Ready after {promote.ready_minutes:g} minutes"
+    return f"{how}; {promote.settle_seconds:g} s later its reference judges"
 
 
 def observed(plan: Plan) -> list[str]:

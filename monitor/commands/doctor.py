@@ -13,13 +13,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from monitor.commands.shared import print_json
-from monitor.config import Config, KubernetesLauncher, LocalLauncher, Monitor, listen_address, load, state_path
+from monitor.config import (
+    AirflowLauncher,
+    Alertmanager,
+    Config,
+    FilePromotion,
+    KfpLauncher,
+    KServePromotion,
+    KubernetesLauncher,
+    LocalLauncher,
+    Monitor,
+    WebhookLauncher,
+    WebhookPromotion,
+    listen_address,
+    load,
+    state_path,
+)
 from monitor.errors import ConfigError, ReferenceMismatch, StateInUse, TidemarkError, one_line
+from monitor.expose.alert_door import Door, context_of
 from monitor.expose.api import Server, application, read_token
 from monitor.expose.exporter import Exporter
 from monitor.flow import Launch
 from monitor.ingest.kafka import probe
 from monitor.retrain.launchers import launcher_for
+from monitor.retrain.launchers.airflow import Airflow
+from monitor.retrain.launchers.kfp import KubeflowPipelines
+from monitor.retrain.launchers.kubernetes import KubernetesJobs
+from monitor.retrain.promotions import promotion_for
+from monitor.retrain.promotions.kserve import KServe
 from monitor.service import watched
 from monitor.state.store import Store
 
@@ -57,6 +78,8 @@ def _checks(config: Config) -> Iterator[Check]:
     kind, _, place = service.dead_letters.partition(":")
     if kind == "file":
         yield _tried("dead letters", lambda: _writable("service.dead_letters", Path(place).parent))
+    for url in config.alertmanager.urls:
+        yield _tried(f"alertmanager {url}", lambda url=url: _alertmanager(url, config.alertmanager))  # type: ignore[misc]
     for index, monitor in enumerate(config.monitors):
         yield from _retraining(f"monitors[{index}].retrain", monitor)
     for path in config.files.paths:
@@ -73,12 +96,20 @@ def _retraining(where: str, monitor: Monitor) -> Iterator[Check]:
     launcher = retrain.launcher
     if isinstance(launcher, LocalLauncher):
         yield _tried(f"launcher of {monitor.model}", lambda: _command(f"{where}.launcher.command", launcher.command[0]))
-    else:
+    elif isinstance(launcher, KubernetesLauncher):
         yield _tried(f"launcher of {monitor.model}", lambda: _cluster(f"{where}.launcher", launcher, retrain.capture_uri))
+    else:
+        yield _tried(f"launcher of {monitor.model}", lambda: _server(f"{where}.launcher", launcher))
     if "://" not in retrain.capture_uri:
         yield _tried(f"captured events of {monitor.model}", lambda: _writable(f"{where}.capture_uri", Path(retrain.capture_uri)))
     if (promote := retrain.promote) is not None:
-        yield _tried(f"promotion of {monitor.model}", lambda: _writable(f"{where}.promote.path", Path(promote.path).parent))
+        yield _tried(f"promotion of {monitor.model}", lambda: _promotion(f"{where}.promote", promote))
+
+
+def _alertmanager(url: str, settings: Alertmanager) -> str:
+    """Whether it takes an empty list of alerts from us."""
+    Door(url.rstrip("/"), settings, context_of(settings)).post(b"[]")
+    return "it takes our alerts"
 
 
 def _tried(name: str, check: Callable[[], str]) -> Check:
@@ -130,9 +161,33 @@ def _command(where: str, program: str) -> str:
     return f"runs {found}"
 
 
+def _server(where: str, launcher: AirflowLauncher | KfpLauncher | WebhookLauncher) -> str:
+    """Ask for a run that does not exist. A webhook is not asked anything: an event would start a training."""
+    made = launcher_for(launcher, path=where)
+    if isinstance(made, Airflow):
+        return made.look()
+    if isinstance(made, KubeflowPipelines):
+        made.status(Launch(id="0" * 12, model="doctor", version="0", episode=0, launcher=made.name, state="submitted",
+                           reason="{}", steps=()))
+        return "runs can be listed"
+    return "its files can be read; it is not asked, because an event would start a training"
+
+
+def _promotion(where: str, promote: FilePromotion | WebhookPromotion | KServePromotion) -> str:
+    """Look at what would be changed, and change nothing."""
+    if isinstance(promote, FilePromotion):
+        return _writable(f"{where}.path", Path(promote.path).parent)
+    made = promotion_for(promote, path=where)
+    if isinstance(made, KServe):
+        return made.look()
+    return "its files can be read; it is not asked, because an event would deploy a model"
+
+
 def _cluster(where: str, launcher: KubernetesLauncher, capture_uri: str) -> str:
-    """Ask for a Job that does not exist: reached, let in and allowed to look is all that can be known without one."""
+    """Ask for a training that does not exist, then send one as a dry run: rights, admission and validation answer."""
     nobody = Launch(id="0" * 12, model="doctor", version="0", episode=0, launcher="kubernetes", state="submitted",
                     reason="{}", steps=())
-    launcher_for(launcher, capture_uri=capture_uri, path=where).status(nobody)
-    return f"namespace {launcher.namespace} can be reached, and Jobs be read"
+    jobs = KubernetesJobs(launcher, capture_uri=capture_uri, path=where)
+    jobs.status(nobody)
+    jobs.rehearse(nobody)
+    return f"a {launcher.kind} can be made and read in namespace {launcher.namespace}"

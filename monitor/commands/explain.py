@@ -1,7 +1,8 @@
 """`tidemark explain MODEL -c FILE`: why a model is quiet, or is not.
 
 Reads the state file beside the running service (it changes nothing) and judges the stored panes again: the answer is the
-decision itself, not a copy of it.
+decision itself, not a copy of it. Where the model is retrained, it also says how each limit of the policy stands: the
+same limits, asked in the same way, as the trigger asks.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import argparse
 import msgspec
 from rich.console import Console
 
-from monitor.commands.shared import alarm_lines, counted, decision_lines, instant, paragraph, print_json, table
-from monitor.config import load, state_path
+from monitor.commands.shared import alarm_lines, counted, decision_lines, instant, limit_lines, paragraph, print_json, table
+from monitor.config import Config, load, state_path
 from monitor.decide.explain import columns, headline
+from monitor.decisions import Limit
 from monitor.errors import ConfigError
 from monitor.flow import Alarm
-from monitor.retrain.ledger import decision_from_json, launch_from_json
-from monitor.service import explained, watched
+from monitor.retrain.ledger import Ledger, decision_from_json, launch_from_json
+from monitor.retrain.limits import Limits, Moment
+from monitor.service import Explained, Watched, explained, watched
 
 ALARMS = 10
 
@@ -42,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
     alarms = [msgspec.json.decode(document, type=Alarm) for document in seen.alarms][-ALARMS:]
     decisions = [decision_from_json(document) for document in seen.decisions][-ALARMS:]
     launches = [launch_from_json(document) for document in seen.launches][-ALARMS:]
+    limits = _limits(config, one, seen)
     if args.json:
         print_json({"model": args.model, "version": seen.version, "sentences": lines, "columns": reasons,
-                    "alarms": alarms, "decisions": decisions, "launches": launches})
+                    "alarms": alarms, "decisions": decisions, "launches": launches, "limits": limits})
         return 0
     for line in lines:
         print(paragraph(line))
@@ -57,6 +61,17 @@ def run(args: argparse.Namespace) -> int:
         print(alarm_lines(alarms))
     if decisions:
         print(decision_lines(decisions))
+    if limits:
+        print(limit_lines(limits))
     for launch in launches:
         print(paragraph(f"{instant(launch.steps[-1][1])}  launch {launch.id}: {launch.state} {launch.detail}"))
     return 0
+
+
+def _limits(config: Config, one: Watched, seen: Explained) -> tuple[Limit, ...]:
+    """How the limits of the model's retraining stand at the last decided pane, whether or not an alarm is open."""
+    model, retrain = one.monitor.model, one.monitor.retrain
+    if retrain is None or not seen.at:
+        return ()
+    ledger = Ledger(map(launch_from_json, seen.every_launch))
+    return Limits({model: retrain}, ledger, config.limits.launches)(Moment(model, seen.version, seen.at, seen.judged_seconds))

@@ -18,9 +18,12 @@ from types import FrameType
 
 from monitor.config import Config, listen_address, load
 from monitor.errors import ReferenceMismatch, TidemarkError, one_line
+from monitor.expose.alert_sender import sender
 from monitor.expose.api import Server, application, read_token
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Inbox
+from monitor.expose.page.routes import routes as page_routes
+from monitor.expose.report import routes as report_routes
 from monitor.pipeline import Stages
 from monitor.service import build, watched
 
@@ -43,15 +46,22 @@ def run(args: argparse.Namespace) -> int:
     exporter = Exporter(config.limits.series)
     token = read_token(config.service.token_file) if config.service.token_file else None
     inbox = Inbox()
-    server = Server(application(exporter, token, inbox=inbox), *listen_address(config.service.listen))
+    pages = [*page_routes(exporter, reports=True), *report_routes(exporter)]
+    server = Server(application(exporter, token, inbox=inbox, more=pages), *listen_address(config.service.listen))
+    alerts = sender(config, exporter)
     signals = Signals()
     try:
         server.start()
+        if alerts is not None:
+            alerts.start()
         log.info("Listening.", extra={"address": f"{server.host}:{server.port}"})
         _watch(args.config, config, exporter, inbox, signals)
     except _Ended:
         log.info("Ended before the start was done.")
     finally:
+        if alerts is not None:
+            alerts.stop()
+        inbox.close()
         server.stop()
     return 0
 
@@ -127,6 +137,8 @@ def _reloaded(path: str, old: Config) -> Config:
     late = [name for name in ("listen", "token_file", "log_level") if getattr(config.service, name) != getattr(old.service, name)]
     if config.limits.series != old.limits.series:
         late.append("limits.series")
+    if config.alertmanager != old.alertmanager:
+        late.append("alertmanager")
     if late:
         log.warning("Some changes take effect at the next start.", extra={"keys": late})
     log.info("Configuration read.", extra={"path": path})

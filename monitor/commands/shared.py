@@ -21,21 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor.decide.explain import effect_text
+from monitor.decisions import Limit
 from monitor.errors import one_line
 from monitor.flow import Alarm
-from monitor.retrain.ledger import Decision
-
-#: What the trigger's reasons for `no` mean.
-REFUSALS = {
-    "quality": "the data are broken, and training on them would not mend that",
-    "reference_inadequate": "the reference is inadequate; fit one on more rows",
-    "roles": "no column of retrain.roles moved enough",
-    "cooldown": "retrain.cooldown_hours since the last one are not over; asked again while the alarm stands",
-    "budget": "retrain.max_per_week is used up; asked again while the alarm stands",
-    "in_flight": "another one is under way; asked again while the alarm stands",
-    "episode_done": "this episode has had its own",
-    "not_configured": "the model has no `retrain`",
-}
+from monitor.retrain.ledger import REFUSALS, Decision
 
 
 def progress_bar(console: Console) -> Progress:
@@ -116,9 +105,19 @@ def alarm_lines(alarms: Sequence[Alarm], most: int = 3) -> str:
 
 
 def decision_lines(decisions: Sequence[Decision]) -> str:
-    """What the trigger answered to severe alarms."""
+    """What the trigger answered to severe alarms, and to who asked."""
     return "\n".join(paragraph(
-        f"{instant(decision.at)}  {decision.model} version {decision.version}, episode {decision.episode}: "
-        + ("a retraining is worth it" if decision.outcome == "launch"
-           else f"no retraining ({decision.reason}): {REFUSALS.get(decision.reason, decision.reason)}"))
+        f"{instant(decision.at)}  {decision.model} version {decision.version}, "
+        + (f"asked by {decision.by}: " if decision.by else f"episode {decision.episode}: ")
+        + ("a retraining is worth it" if decision.outcome == "launch" and not decision.by
+           else f"launch {decision.launch}" if decision.outcome == "launch"
+           else f"no retraining ({decision.reason}): {REFUSALS.get(decision.reason, decision.reason)}"
+                + (f" (until {instant(decision.until)})" if decision.until else "")))
         for decision in decisions)
+
+
+def limit_lines(limits: Sequence[Limit]) -> str:
+    """How each limit of a retraining policy stands: what holds a launch back first."""
+    lines = [paragraph(f"{'holds' if limit.holds else 'free '}  {limit.words}", "  ")
+             for limit in sorted(limits, key=lambda limit: not limit.holds)]
+    return "\n".join(["Limits of a retraining now:", *lines])

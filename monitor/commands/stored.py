@@ -74,7 +74,7 @@ def again(one: Watched, store: Store, tick: Callable[[], None] = lambda: None) -
             scores = judge(window)
             alarms = policy(window, scores)
             found.now += alarms
-            _offer(trigger, policy, window, scores, alarms)
+            _offer(trigger, policy, window, scores, alarms, (found.panes - before) * pane_ms / 1000)
             tick()
         found.versions.append(version)
         found.cut_off |= version == current and decided > found.panes - before
@@ -86,13 +86,14 @@ def again(one: Watched, store: Store, tick: Callable[[], None] = lambda: None) -
     return found
 
 
-def _offer(trigger: Trigger, policy: Policy, window: Window, scores: Scores, alarms: tuple[Alarm, ...]) -> None:
+def _offer(trigger: Trigger, policy: Policy, window: Window, scores: Scores, alarms: tuple[Alarm, ...],
+           judged_seconds: float) -> None:
     """Give the trigger what the service would; what it launches ends at once, so that cooldown and budget go on."""
     episode = policy.judge.states[window.model].severe.episode
-    if not any(alarm.state == "severe" for alarm in alarms) and trigger.is_waiting(window.model, window.version, episode):
+    is_standing = not any(alarm.state == "severe" for alarm in alarms) and trigger.is_waiting(
+        window.model, window.version, episode)
+    if is_standing:
         standing = policy.standing(window, scores)
         alarms = () if standing is None else (standing,)
-    trigger(alarms, {})
-    for launch in trigger.ledger.unfinished():
-        trigger.ledger.put(replace(launch, state="refused", steps=(*launch.steps, ("refused", window.end)),
-                                   detail="replayed: nothing was launched"))
+    trigger(alarms, {}, is_standing=is_standing, judged_seconds=judged_seconds)
+    trigger.end_replayed(window.end)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from monitor.decide.explain import effect_text
 from monitor.flow import FINAL_STATES, Alarm, Launch
+from monitor.retrain.promotions import ROLLBACK
 
 #: The tag that all marks have, and by which dashboards ask for them.
 TAG = "tidemark"
@@ -84,6 +85,13 @@ def _of_launch(launch: Launch) -> Iterator[Mark]:
     for state, at in launch.steps:
         times.setdefault(state, at)
     if not times:
+        return
+    if launch.launcher == ROLLBACK:                 # it trained nothing: the moment is all that there is to see
+        if "promoted" in times:
+            yield Mark(f"promotion:{launch.id}", _ms(times["promoted"]), None,
+                       _tags("promotion", launch.model, f"promotion:{launch.id}"),
+                       _text([f"Roll-back of {launch.model}: version {launch.new_version} takes the place of {launch.version}",
+                              launch.detail]))
         return
     start = _ms(min(times.values()))
     ends = [at for state, at in times.items() if state == "judged" or state in FINAL_STATES]

@@ -7,36 +7,14 @@ Neighbours: `policy` decided, `commands.explain` loads the state and prints.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from detectors.reference import Reference
 from detectors.scan import Scan, Scores
 from monitor.decide.policy import PolicyState
+from monitor.flow import ColumnReason, effect_text
 
-
-@dataclass(frozen=True, slots=True)
-class ColumnReason:
-    """One column's answer.
-
-    evidence : strongest z over the threshold; 1 is an alarm         effect : in `unit`, with its interval
-    visible  : smallest shift that the longest window can show now, reference standard deviations
-    """
-
-    column: str
-    role: str
-    state: str
-    evidence: float
-    effect: float
-    lower: float
-    upper: float
-    unit: str
-    what: str
-    window_panes: int
-    window_events: int
-    visible: float
-    sentence: str
+__all__ = ["ColumnReason", "columns", "effect_text", "headline"]
 
 
 def headline(model: str, reference: Reference, scores: Scores | None, state: PolicyState, panes: int) -> list[str]:
@@ -80,15 +58,6 @@ def columns(reference: Reference, scan: Scan, scores: Scores) -> list[ColumnReas
         )
         for j in np.argsort(-strongest, kind="stable")
     ]
-
-
-def effect_text(what: str, effect: float, lower: float, upper: float, unit: str) -> str:
-    """An effect with its unit and 95 % interval.
-
-    >>> effect_text("mean", 0.9, 0.85, 0.95, "sd")
-    'mean +0.900 s.d. [+0.850, +0.950]'
-    """
-    return f"{what} {effect:+.3f} {'s.d.' if unit == 'sd' else 'of events'} [{lower:+.3f}, {upper:+.3f}]"
 
 
 def _sentence(scan: Scan, scores: Scores, j: int) -> str:

@@ -15,7 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `tidemark demo`."""
     parser.add_argument("--json", action="store_true", help="one JSON object per line instead of the live view")
     parser.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT",
-                        help="where /metrics is served (default: a free port of this machine)")
+                        help="where the page, /metrics and the API are served (default: a free port of this machine)")
+    parser.add_argument("--stay", action="store_true", help="when the loop has closed, go on until Ctrl-C: to look at the page")
     parser.add_argument("--rate", type=float, default=1000.0, metavar="EVENTS", help="events a second (default: 1000)")
     parser.add_argument("--seed", type=int, default=11, help="of the camera (default: 11)")
     parser.add_argument("--keep", metavar="FOLDER", help="keep configuration, state, models and captured events here")
@@ -31,4 +32,5 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--rate: expected 300 to 5000 events a second, got {args.rate:g}")
     from monitor.demo.main import Options, run_demo
 
-    return run_demo(Options(as_json=args.json, rate=args.rate, seed=args.seed, listen=args.listen, folder=args.keep))
+    return run_demo(Options(as_json=args.json, rate=args.rate, seed=args.seed, listen=args.listen, folder=args.keep,
+                            stay=args.stay))

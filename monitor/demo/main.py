@@ -63,6 +63,7 @@ class Options:
 
     rate    : events a second        seconds : after which it gives up        listen : where /metrics is served
     folder  : keep everything here instead of in a folder that is removed at the end
+    stay    : when the loop has closed, go on until Ctrl-C
     """
 
     as_json: bool = False
@@ -71,6 +72,7 @@ class Options:
     seconds: float = 175.0
     listen: str = "127.0.0.1:0"
     folder: str | None = None
+    stay: bool = False
 
 
 def run_demo(options: Options, teller: Story | None = None) -> int:
@@ -144,15 +146,18 @@ class Watching:
         """All of the service lives in this thread: a connection to SQLite belongs to the one that opened it."""
         from monitor.expose.api import Server, application
         from monitor.expose.exporter import Exporter
+        from monitor.expose.page.routes import routes as page_routes
+        from monitor.expose.report import routes as report_routes
         from monitor.ingest.kafka import KafkaSource
         from monitor.service import build
 
         server = None
         try:
             exporter = Exporter(self.config.limits.series)
-            server = Server(application(exporter), *configuration.listen_address(self.config.service.listen))
+            pages = [*page_routes(exporter, reports=True), *report_routes(exporter)]
+            server = Server(application(exporter, more=pages), *configuration.listen_address(self.config.service.listen))
             server.start()
-            self.address = f"http://{server.host}:{server.port}/metrics"
+            self.address = f"http://{server.host}:{server.port}/"
             source = KafkaSource(self.config.kafka, [TOPIC], api_version=API_VERSION)
             self.stages = build(self.config, source=source, exporter=exporter, on_evaluation=self.decided.put)
             self._ready.set()
@@ -201,8 +206,8 @@ class Demo:
         watching = self.watching = Watching(configuration.load(config_file))                    # 4
         watching.start()
         serving.start()
-        self.tell("watching", f"tidemark watches {len(PIXELS)} pixels, predictions and scores; metrics at "
-                  f"{watching.address}", address=watching.address, config=str(config_file))
+        self.tell("watching", f"tidemark watches {len(PIXELS)} pixels, predictions and scores; look at it: {watching.address}",
+                  page=watching.address, address=f"{watching.address}metrics", config=str(config_file))
         self.be_quiet(QUIET_PANES, "quiet before the change")
         before = serving.traffic().accuracy
         self.tell("quiet", f"{QUIET_PANES} panes without an alarm, accuracy {before:.1%}.", accuracy=before)
@@ -223,6 +228,21 @@ class Demo:
             "closed", f"The loop is closed. Accuracy {before:.1%} before the change, {launch.champion:.1%} after it, "
             f"{after:.1%} with the new model.", accuracy_before=before, accuracy_drifted=launch.champion,
             accuracy_after=after, accuracy_at_promotion=drifted, launch=launch.id)
+        if self.options.stay:
+            self.stay()
+
+    def stay(self) -> None:
+        """Serve and watch on, so that somebody can look at the page, until Ctrl-C."""
+        assert self.watching is not None
+        self.phase = "the loop is closed; Ctrl-C ends"
+        address = self.watching.address
+        self.tell("staying", f"Everything goes on. Look at it: {address}  Ctrl-C ends it.", page=address)
+        try:
+            while True:
+                self.look(lambda evaluation: None)
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            self.tell("ended", "Ended.")
 
     def train_first_model(self) -> Path:
         """The first model by the very trainer that retrains later; returns its folder."""

@@ -2,29 +2,26 @@
 
     /metrics  /-/healthy  /-/ready      for Prometheus and Kubernetes: open, no secrets in them
     /api/v1/...  /openapi.json          for programs: the same snapshot in JSON
-    POST /api/v1/triggers/{launch}/...  approve or reject a proposed retraining: only with the token, only noted here
+    POST /api/v1/...                    what changes something: only with the token (`monitor.expose.answers`)
+    POST /api/v1/alertmanager           alerts that ask for a retraining (`monitor.expose.alertmanager`)
 
 Every answer reads one `Published` of the exporter and nothing else, so a slow reader holds up nobody and two answers
 never contradict each other. The server runs in a thread of its own; the port is bound by the caller of `start`, so that
 a taken port is an error of the configuration, told before anything else happens.
 
-Guards, since the port may be open to a cluster: at most CONNECTIONS at a time, BODY_BYTES of body, HEAD_BYTES of
-request line and headers; the bearer token, where one is configured, is compared in constant time and never written
-anywhere; answers are not to be cached, framed or sniffed. Neighbours: `monitor.expose.exporter` (what is read),
+The port may be open to a cluster, so every request passes `monitor.expose.guard` first: sizes, times, the token. Answers
+are not to be cached, framed or sniffed. Neighbours: `monitor.expose.exporter` (what is read),
 `monitor.expose.views` (how it is worded).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
-import hashlib
-import hmac
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -38,40 +35,27 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from monitor.errors import ConfigError
-from monitor.expose import views
-from monitor.expose.exporter import CONTENT_TYPE, Exporter
-from monitor.expose.inbox import ACTIONS, Asked, Inbox
+from monitor.expose import alertmanager, answers, views
+from monitor.expose.exporter import Exporter
+from monitor.expose.exposition import CONTENT_TYPE, OPENMETRICS, wants_openmetrics
+from monitor.expose.guard import CONNECTIONS, HEAD_BYTES, BodyRefused, Connection, Guard
+from monitor.expose.inbox import Inbox
 
-#: A request's body, bytes: nothing that is served today has one; beyond it the answer is 413.
-BODY_BYTES = 65_536
-#: Request line and headers, bytes: the longest token and path are far below; beyond it the answer is 431.
-HEAD_BYTES = 16_384
-#: Connections at a time: two Prometheus, the probes and some people; beyond it the answer is 503.
-CONNECTIONS = 64
-#: What asks for the token, where there is one: the API, and reports, which are made of kept events.
-GUARDED = ("/api", "/reports")
 #: Longer than any turn of the loop takes, and shorter than a person would wait for a stuck service to be restarted.
 STALLED_SECONDS = 300.0
 #: A scrape interval of a minute keeps its connection.
 _KEEP_ALIVE_SECONDS = 75
 _START_SECONDS = 10.0
 
-_SECURITY_HEADERS = [(name.encode(), value.encode()) for name, value in {
-    "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-}.items()]
-
 _ANSWERS: dict[str, tuple[str, type]] = {
     "/api/v1/monitors": ("All monitors with their state and highest columns.", views.Monitors),
     "/api/v1/monitors/{model}": ("One monitor with every column of its latest judged pane.", views.MonitorView),
     "/api/v1/alarms": ("The latest alarms, newest first.", views.Alarms),
     "/api/v1/triggers": ("The launches that were decided, newest first.", views.Triggers),
+    **answers.READ,
 }
 
 
@@ -84,7 +68,9 @@ def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | 
     """
 
     def metrics(request: Request) -> Response:
-        return Response(exporter.scrape(), media_type=CONTENT_TYPE)
+        asked = wants_openmetrics(request.headers.get("accept", ""))
+        return Response(exporter.scrape(as_openmetrics=asked), headers={"vary": "accept"},
+                        media_type=OPENMETRICS if asked else CONTENT_TYPE)
 
     async def healthy(request: Request) -> Response:
         at = exporter.published.at
@@ -115,9 +101,6 @@ def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | 
     def triggers(request: Request) -> Response:
         return _json(views.triggers(exporter.published))
 
-    def answered(request: Request) -> Response:
-        return _noted(exporter, inbox if token is not None else None, request.path_params)
-
     document = msgspec.json.encode(openapi(secured=token is not None))
 
     async def described(request: Request) -> Response:
@@ -128,7 +111,8 @@ def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | 
         Route("/metrics", metrics), Route("/-/healthy", healthy), Route("/-/ready", ready),
         Route("/api/v1/monitors", monitors), Route("/api/v1/monitors/{model}", monitor),
         Route("/api/v1/alarms", alarms), Route("/api/v1/triggers", triggers), Route("/openapi.json", described),
-        Route("/api/v1/triggers/{launch}/{action}", answered, methods=["POST"]),
+        *answers.routes(exporter, inbox if token is not None else None),
+        *alertmanager.routes(exporter, inbox if token is not None else None),
         *more,
     ]
     known = [route.path for route in routes]
@@ -136,29 +120,12 @@ def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | 
     async def fault(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         headers = getattr(error, "headers", None)
-        return _json(views.Fault(HTTPStatus(status).phrase.lower(), known if status == 404 else []), status, headers)
+        words = error.detail if isinstance(error, BodyRefused) else HTTPStatus(status).phrase.lower()
+        return _json(views.Fault(words, known if status == 404 else []), status, headers)
 
-    guard = Middleware(_Guard, token=token)
+    guard = Middleware(Guard, token=token, bodies={alertmanager.PATH: alertmanager.BODY_BYTES})
     zipped = Middleware(GZipMiddleware, minimum_size=4_096, compresslevel=1)
     return Starlette(routes=routes, middleware=[guard, zipped], exception_handlers={HTTPException: fault})
-
-
-def _noted(exporter: Exporter, inbox: Inbox | None, asked: Mapping[str, str]) -> Response:
-    """Note an answer to a proposed launch for the loop; without an inbox nothing may be changed."""
-    if inbox is None:
-        return _json(views.Fault("changing something needs a token: set service.token_file", []), 403)
-    launch, action = asked["launch"], asked["action"]
-    launches = {known.id: known.state for known in exporter.published.service.launches}
-    if action not in ACTIONS:
-        return _json(views.Fault(f"no answer named {action[:40]!r}", list(ACTIONS)), 404)
-    if launch not in launches:
-        proposed = [name for name, state in launches.items() if state == "proposed"]
-        return _json(views.Fault(f"no launch {launch[:40]!r}", proposed), 404)
-    if launches[launch] != "proposed":
-        return _json(views.Fault(f"launch {launch} is {launches[launch]}, no longer proposed", []), 409)
-    if not inbox.put(Asked(ACTIONS[action], launch, by="token", at=time.time())):
-        return _json(views.Fault("too many answers wait for the loop; try again", []), 503)
-    return _json(views.Answer(launch, action), 202)
 
 
 def read_token(path: str) -> str:
@@ -179,26 +146,41 @@ def read_token(path: str) -> str:
 
 def openapi(*, secured: bool) -> dict[str, Any]:
     """The OpenAPI 3.1 document; its schemas are those of the types that are encoded."""
-    kinds = [*(kind for _, kind in _ANSWERS.values()), views.Answer, views.Fault]
+    kinds = [*(kind for _, kind in _ANSWERS.values()), alertmanager.Message, alertmanager.Received, answers.Body, answers.Answer,
+             views.Fault]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {}
     for (path, (summary, _)), schema in zip(_ANSWERS.items(), schemas, strict=False):
-        answers = {"200": _described("The answer.", schema)}
+        responses = {"200": _described("The answer.", schema)}
         if secured:
-            answers["401"] = _described("No token, or a wrong one.", schemas[-1])
+            responses["401"] = _described("No token, or a wrong one.", schemas[-1])
         parameters = []
         if "{model}" in path:
-            answers["404"] = _described("No such model; names those that there are.", schemas[-1])
+            responses["404"] = _described("No such model; names those that there are.", schemas[-1])
             parameters = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
-        paths[path] = {"get": {"summary": summary, "parameters": parameters, "responses": answers}}
-    paths["/api/v1/triggers/{launch}/{action}"] = {"post": {
-        "summary": "Approve or reject a proposed retraining; the loop acts on it within a second.",
-        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                       for name in ("launch", "action")],
-        "responses": {"202": _described("Noted.", schemas[-2]), **{
+        paths[path] = {"get": {"summary": summary, "parameters": parameters, "responses": responses}}
+    for path, summary in answers.CHANGED.items():
+        names = re.findall(r"{(\w+)}", path)
+        paths.setdefault(path, {})["post"] = {
+            "summary": summary,
+            "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names],
+            "requestBody": {"required": not names, "content": {"application/json": {"schema": schemas[-3]}}},
+            "responses": {"200": _described("Done, or what a dry run would do.", schemas[-2]),
+                          "202": _described("Noted; the loop is busy and will act on it.", schemas[-2]),
+                          "409": _described("Not done, and why.", schemas[-2]), **{
+                code: _described(text, schemas[-1]) for code, text in (
+                    ("400", "A body that cannot be read."), ("401", "No token, or a wrong one."),
+                    ("403", "The service has no token configured."), ("404", "No such launch, answer or model."),
+                    ("503", "Not ready, or too many requests wait."))}}}
+    paths[alertmanager.PATH] = {"post": {
+        "summary": "Alertmanager's webhook message, version 4: alerts that ask for a retraining.",
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schemas[-5]}}},
+        "responses": {"200": _described("What became of each alert.", schemas[-4]), **{
             code: _described(text, schemas[-1]) for code, text in (
-                ("401", "No token, or a wrong one."), ("403", "The service has no token configured."),
-                ("404", "No such launch or answer."), ("409", "The launch is no longer proposed."))}}}}
+                ("400", "No such message."), ("401", "No token, or a wrong one."),
+                ("403", "The service has no token configured."),
+                ("408", "A body that comes too slowly."), ("413", "A body that is too large."),
+                ("503", "Not ready, or too many requests wait: Alertmanager tries again."))}}}}
     document: dict[str, Any] = {
         "openapi": "3.1.0", "info": {"title": "tidemark", "version": "1"}, "paths": paths,
         "components": {"schemas": components},
@@ -215,58 +197,6 @@ def _described(text: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def _json(answer: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(answer), status, headers, media_type="application/json")
-
-
-class _Guard:
-    """Sizes and token before everything else, headers after it.
-
-    The token is compared by digest, so that neither its length nor where it differs shows in the time that it takes.
-    """
-
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app = app
-        self._token = None if token is None else hashlib.sha256(token.encode()).digest()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-
-        async def send_secured(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                given = list(message.get("headers", ()))
-                names = {name for name, _ in given}                 # a page says for itself what it may load
-                message["headers"] = [*given, *(header for header in _SECURITY_HEADERS if header[0] not in names)]
-            await send(message)
-
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"0")
-        head = sum(map(len, (*headers, *headers.values(), scope["raw_path"], scope["query_string"])))
-        if head > HEAD_BYTES:
-            answer = _json(views.Fault(f"a request line and headers of at most {HEAD_BYTES} bytes", []), 431,
-                           {"connection": "close"})
-        elif not length.isdigit() or int(length) > BODY_BYTES or b"transfer-encoding" in headers:
-            answer = _json(views.Fault(f"a body of at most {BODY_BYTES} bytes with its length said", []), 413,
-                           {"connection": "close"})
-        elif self._token is not None and scope["path"].startswith(GUARDED) and not self._knows(headers, scope["method"]):
-            scheme = "Bearer" if scope["path"].startswith("/api") else 'Basic realm="tidemark", charset="UTF-8"'
-            answer = _json(views.Fault("a bearer token is needed", []), 401, {"www-authenticate": scheme})
-        else:
-            return await self._app(scope, receive, send_secured)
-        return await answer(scope, receive, send_secured)
-
-    def _knows(self, headers: dict[bytes, bytes], method: str) -> bool:
-        """Whether the request carries the token: as a bearer, or, to read in a browser, as the password of any name.
-
-        A browser sends a password along with whatever a foreign page makes it ask, so that one changes nothing.
-        """
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        given, is_bearer = given.strip(), scheme.lower() == b"bearer"
-        if scheme.lower() == b"basic" and method in ("GET", "HEAD"):
-            try:
-                given, is_bearer = base64.b64decode(given, validate=True).partition(b":")[2], True
-            except binascii.Error:
-                given = b""
-        return hmac.compare_digest(hashlib.sha256(given).digest(), self._token or b"") and is_bearer
 
 
 class Server:
@@ -288,7 +218,7 @@ class Server:
         listener = self._bind()
         self.port = listener.getsockname()[1]
         self._uvicorn = uvicorn.Server(uvicorn.Config(
-            self._app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None,
+            self._app, loop="asyncio", http=Connection, ws="none", lifespan="off", log_config=None,
             log_level="warning", access_log=False,
             server_header=False, limit_concurrency=CONNECTIONS, h11_max_incomplete_event_size=HEAD_BYTES,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=1))

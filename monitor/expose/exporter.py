@@ -23,18 +23,20 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from detectors.reference import Reference
 from monitor import metrics
-from monitor.expose.exposition import Histogram, Page
+from monitor.expose.exposition import Exemplar, Exposition, Histogram, Page
+from monitor.expose.history import History, HistoryKey, JudgedPane
 from monitor.expose.judged import Frame, Judged, StreamKey, Values, WindowCounts
 from monitor.expose.observed import Observed
-from monitor.expose.snapshot import MonitorStatus, Published, ServiceSnapshot
+from monitor.expose.report_facts import report_name
+from monitor.expose.retrained import put_calls, put_policy
+from monitor.expose.snapshot import MonitorStatus, Published, ServiceSnapshot, Why
 from monitor.expose.streams import Stream, share_out
 from monitor.flow import Clock, Evaluation, Launch, Reading
 
-#: What the bytes of `Exporter.scrape` are.
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: The scan is scaled so that it alarms at 1.
 SCAN_THRESHOLDS: Mapping[str, float] = {"scan": 1.0, "scan_severe": 1.0}
 
@@ -53,11 +55,16 @@ class Exporter:
         self._frames: dict[tuple[str, str], Frame] = {}
         self._streams: dict[StreamKey, Stream] = {}
         self._observed: dict[StreamKey, Observed] = {}
+        self._history: dict[HistoryKey, History] = {}
+        self._why: dict[StreamKey, Why] = {}
         self._seconds: dict[str, Histogram] = {}
+        self._reports: dict[str, Histogram] = {}
         self._evaluated: dict[str, float] = {}
         self._process = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._process)
+        #: Posts to Alertmanagers by (address, outcome); whoever sends alerts replaces it.
+        self.alert_posts: Callable[[], Mapping[tuple[str, str], int]] = dict
         self._published = Published(self._text(ServiceSnapshot()), ServiceSnapshot())
 
     @property
@@ -67,37 +74,55 @@ class Exporter:
 
     def show(self, evaluation: Evaluation, reference: Reference, distances: Mapping[str, Values] | None = None,
              window_counts: tuple[NDArray[np.int64], int] | None = None, *,
-             thresholds: Mapping[str, float] = SCAN_THRESHOLDS, seconds: float | None = None) -> None:
+             thresholds: Mapping[str, float] = SCAN_THRESHOLDS, seconds: float | None = None, why: Why | None = None) -> None:
         """Note a judged pane; the next `service` shows it.
 
         distances     : detector of `metrics.DETECTORS` -> value per row or per column; NaN where it does not exist
         window_counts : counts per row and bin of the window that the distances describe, and its events
         thresholds    : detector -> the score at which something is decided
         seconds       : how long judging took
+        why           : why it is quiet, or is not
         """
-        watched = (evaluation.window.model, evaluation.window.version)
-        frame = self._frames.get(watched)
-        if frame is None or frame.reference is not reference:
-            frame = self._frames[watched] = Frame(reference)
+        frame = self._frame(evaluation, reference)
         window = None if window_counts is None else WindowCounts(*window_counts)
         judged = Judged.of(evaluation, frame, distances or {}, window, thresholds)
         if judged.key in self._streams:
             self._streams[judged.key].update(judged)
         else:
             self._streams[judged.key] = Stream(judged)
+        if why is not None:
+            self._why[judged.key] = why
         model = evaluation.window.model
         self._evaluated[model] = self._clock()
         if seconds is not None:
             self._seconds.setdefault(model, Histogram(metrics.EVALUATION, (model,))).observe(seconds)
 
+    def record(self, evaluation: Evaluation, reference: Reference) -> None:
+        """Note a judged pane for the lines over time: every one of a burst, of which `show` sees the last."""
+        window = evaluation.window
+        history = self._history.setdefault((window.model, window.segment), History())
+        history.note(JudgedPane.of(evaluation, self._frame(evaluation, reference)))
+
+    def _frame(self, evaluation: Evaluation, reference: Reference) -> Frame:
+        watched = (evaluation.window.model, evaluation.window.version)
+        frame = self._frames.get(watched)
+        if frame is None or frame.reference is not reference:
+            frame = self._frames[watched] = Frame(reference)
+        return frame
+
     def observe(self, key: StreamKey, readings: Sequence[Reading]) -> None:
         """Note what further detectors last said of a stream (model, version, segment); the next `service` shows it."""
         self._observed.setdefault(key, Observed(key)).update(readings)
+
+    def reported(self, model: str, seconds: float) -> None:
+        """Note how long a report took; the next `service` shows it."""
+        self._reports.setdefault(model, Histogram(metrics.REPORT, (model,))).observe(seconds)
 
     def forget(self, model: str, version: str) -> None:
         """Note that this version is no longer watched; the next `service` shows none of its series."""
         self._streams = {key: stream for key, stream in self._streams.items() if key[:2] != (model, version)}
         self._observed = {key: observed for key, observed in self._observed.items() if key[:2] != (model, version)}
+        self._why = {key: why for key, why in self._why.items() if key[:2] != (model, version)}
         self._frames.pop((model, version), None)
 
     def service(self, snapshot: ServiceSnapshot) -> None:
@@ -110,24 +135,34 @@ class Exporter:
             models = {status.model for status in snapshot.monitors}
             for key in [key for key in (*self._streams, *self._observed) if key[0] not in models]:
                 self.forget(*key[:2])
-            for noted in (self._evaluated, self._seconds):
+            for noted in (self._evaluated, self._seconds, self._reports):
                 for model in noted.keys() - models:
                     del noted[model]
+            self._history = {key: history for key, history in self._history.items() if key[0] in models}
         text = self._text(snapshot)
         judged = tuple((stream.judged, stream.hidden) for stream in self._streams.values())
         observed = {key: one.readings for key, one in self._observed.items()}
-        self._published = Published(text, snapshot, judged, self._monotonic(), observed)
+        history = {key: one.panes for key, one in self._history.items()}
+        self._published = Published(text, snapshot, judged, self._monotonic(), observed, history, dict(self._why),
+                                    dict(self._evaluated))
 
-    def scrape(self) -> bytes:
+    def scrape(self, *, as_openmetrics: bool = False) -> bytes:
         """The whole answer to a scrape: our families, then the process'. Called by the HTTP thread."""
-        return self._published.text + generate_latest(self._process)
+        finished = self._published.exposition
+        if as_openmetrics:                          # the library ends its part with the line that ends the whole
+            process: bytes = openmetrics.generate_latest(self._process)  # type: ignore[no-untyped-call]
+            return finished.openmetrics() + process
+        return finished.text() + generate_latest(self._process)
 
-    def _text(self, snapshot: ServiceSnapshot) -> bytes:
+    def _text(self, snapshot: ServiceSnapshot) -> Exposition:
         page = Page()
         put_service(page, snapshot, self._streams)
+        page.put(metrics.ALERT_POSTS, self.alert_posts().items())
         page.put(metrics.LAST_EVALUATION, [((model,), at) for model, at in self._evaluated.items()])
         for histogram in self._seconds.values():
             page.add(metrics.EVALUATION, histogram.text(), len(histogram))
+        for histogram in self._reports.values():
+            page.add(metrics.REPORT, histogram.text(), len(histogram))
         streams: list[Stream | Observed] = [*self._streams.values(), *self._observed.values()]
         fixed = sum(stream.fixed for stream in streams) + 2                # the two gauges below count themselves
         rooms = share_out(self._limit - page.series - fixed, [stream.need for stream in streams])
@@ -135,7 +170,7 @@ class Exporter:
             stream.put(page, room)
         page.put(metrics.SERIES_LIMIT, [((), self._limit)])
         page.put(metrics.SERIES, [((), page.series + 1)])
-        return page.text().encode()
+        return page.finished()
 
 
 def put_service(page: Page, snapshot: ServiceSnapshot, streams: Collection[StreamKey]) -> None:
@@ -150,7 +185,9 @@ def put_service(page: Page, snapshot: ServiceSnapshot, streams: Collection[Strea
     counts = {(*key, kind, state): 0
               for key in streams for kind in metrics.ALARM_KINDS for state in metrics.ALARM_STATES}
     counts |= {labels: count for labels, count in snapshot.alarm_counts.items() if labels[:2] in keys}
-    page.put(metrics.ALARMS, counts.items())
+    page.put(metrics.ALARMS, counts.items(), {
+        (alarm.model, alarm.version, alarm.segment, alarm.kind, alarm.state): Exemplar("alarm", report_name(alarm), alarm.at)
+        for alarm in snapshot.alarms})
     opened = {labels: alarm for labels, alarm in snapshot.open_alarms.items() if labels[:2] in keys}
     places = {(*key, *place): 0 for key in streams for place in metrics.ALARM_PLACES}
     page.put(metrics.ALARM_OPEN, (places | dict.fromkeys(opened, 1)).items())
@@ -169,16 +206,22 @@ def _put_monitor(page: Page, status: MonitorStatus, launches: Sequence[Launch]) 
     page.put(metrics.RETRIED_EVENTS, [((model,), status.retried)])
     page.put(metrics.WATERMARK, [((model,), status.watermark)] if status.watermark is not None else [])
     page.put(metrics.REFERENCE_INFO, [((model, status.version, status.digest), 1)] if status.digest else [])
+    page.put(metrics.REPORTS, [((model, outcome), status.reports.get(outcome, 0)) for outcome in metrics.REPORT_OUTCOMES])
     page.put(metrics.DETECTOR_SKIPPED, [((model, name), count) for name, count in status.skipped.items()])
     page.put(metrics.DETECTOR_FAILURES, [((model, name), count) for name, count in status.failed.items()])
-    if status.budget_remaining is not None:
+    if status.policy is not None:
+        put_policy(page, model, status.policy)
+    elif status.budget_remaining is not None:
         page.put(metrics.RETRAIN_BUDGET, [((model,), status.budget_remaining)])
     launchers = sorted({launch.launcher for launch in launches} | ({status.launcher} if status.launcher else set()))
     latest = launches[-1] if launches else None
+    last: dict[tuple[str, ...], Exemplar] = {
+        (model, launch.launcher, launch.state): Exemplar("launch", launch.id, launch.steps[-1][1]) for launch in launches}
+    put_calls(page, model, launchers, launches)
     for launcher in launchers:
         for outcome in metrics.LAUNCH_OUTCOMES:
             ended = sum(launch.launcher == launcher and launch.state == outcome for launch in launches)
-            page.put(metrics.LAUNCHES, [((model, launcher, outcome), ended)])
+            page.put(metrics.LAUNCHES, [((model, launcher, outcome), ended)], last)
         for state in metrics.LAUNCH_STATES:
             now = latest is not None and latest.launcher == launcher and latest.state == state
             page.put(metrics.LAUNCH_STATE, [((model, launcher, state), now)])

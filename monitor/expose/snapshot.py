@@ -13,12 +13,16 @@ Neighbours: `monitor.expose.exporter` makes it, `monitor.expose.views` words it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
+from monitor.decisions import Decision, Entry, PolicyStatus
+from monitor.expose.exposition import Exposition
+from monitor.expose.history import HistoryKey, JudgedPane
 from monitor.expose.judged import Judged, StreamKey
-from monitor.flow import Alarm, Launch, Reading, TopicPartition
+from monitor.flow import Alarm, ColumnReason, Launch, Reading, TopicPartition
 
 
 class OpenAlarm(NamedTuple):
@@ -26,6 +30,17 @@ class OpenAlarm(NamedTuple):
 
     episode: int
     since: float
+
+
+class Why(NamedTuple):
+    """Why a stream is quiet, or is not: what `tidemark explain` says.
+
+    headline : what is decided about the whole, in sentences
+    columns  : one answer per column, strongest evidence first; made when it is asked for, from values that do not change
+    """
+
+    headline: tuple[str, ...]
+    columns: Callable[[], Sequence[ColumnReason]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +54,7 @@ class MonitorStatus:
     digest    : of the reference in use          launcher : type of the launcher, "" where nothing is retrained
     metric    : what quality is measured by       budget_remaining : launches left this week; None without retraining
     skipped   : further detector on rows -> panes that a newer one overtook     failed : further detector -> failures
+    reports   : outcome (`metrics.REPORT_OUTCOMES`) -> reports        policy : of retraining; None without
     """
 
     model: str
@@ -53,6 +69,8 @@ class MonitorStatus:
     budget_remaining: int | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     failed: Mapping[str, int] = field(default_factory=dict)
+    reports: Mapping[str, int] = field(default_factory=dict)
+    policy: PolicyStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +84,10 @@ class ServiceSnapshot:
     open_alarms   : (model, version, segment, kind, cause, state) -> the alarm that is open there
     alarms        : the latest alarms, oldest first; the giver bounds how many
     launches      : the launches that the outbox knows, oldest first
+    decided       : the trigger's latest answers, oldest first
+    audit         : what people and programs asked of the trigger, oldest first
     dead_letters  : records by outcome, `written` or `dropped`
+    reports       : the folder of the alarms' reports; None where none are kept
     """
 
     ready: bool = False
@@ -78,21 +99,35 @@ class ServiceSnapshot:
     open_alarms: Mapping[tuple[str, str, str, str, str, str], OpenAlarm] = field(default_factory=dict)
     alarms: tuple[Alarm, ...] = ()
     launches: tuple[Launch, ...] = ()
+    decided: tuple[Decision, ...] = ()
+    audit: tuple[Entry, ...] = ()
     dead_letters: Mapping[str, int] = field(default_factory=dict)
+    reports: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """Everything that is shown at one moment.
 
-    text   : the finished exposition of our own families, UTF-8
+    exposition : the finished families of ours
     judged : the latest judged pane of every stream, each with the number of its columns that the exposition folds
     at     : monotonic time at which it was made, so that a stalled loop can be seen; None before the first
     observed : what further detectors last said of every stream
+    history  : the latest judged panes of every model and segment, oldest first
+    why      : of every stream, why it is quiet or is not
+    evaluated : model -> wall-clock time at which a pane of it was last judged, seconds since 1970
     """
 
-    text: bytes
+    exposition: Exposition
     service: ServiceSnapshot
     judged: tuple[tuple[Judged, int], ...] = ()
     at: float | None = None
     observed: Mapping[StreamKey, tuple[Reading, ...]] = field(default_factory=dict)
+    history: Mapping[HistoryKey, tuple[JudgedPane, ...]] = field(default_factory=dict)
+    why: Mapping[StreamKey, Why] = field(default_factory=dict)
+    evaluated: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> bytes:
+        """Our families in Prometheus' text format."""
+        return self.exposition.text()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from monitor.decisions import Decision, Limit, PolicyStatus
 from monitor.expose.judged import Judged
 from monitor.expose.snapshot import MonitorStatus, Published
 from monitor.flow import Alarm, Launch, Reading
@@ -81,6 +82,17 @@ class StreamView:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyView:
+    """How a model's retraining policy stands: what the week leaves, and every limit in the order in which it is asked."""
+
+    budget_remaining: int
+    gpu_hours_remaining: float | None               # null where they are not bounded
+    useless: int                                    # launches of the version in a row that brought nothing
+    waiting: Decision | None                        # what the severe alarm that is open was answered, when it was a no for now
+    limits: list[Limit]
+
+
+@dataclass(frozen=True, slots=True)
 class MonitorView:
     """One monitor: its traffic, its streams, its latest launch."""
 
@@ -95,6 +107,7 @@ class MonitorView:
     watermark: float | None                         # seconds since 1970, event time
     budget_remaining: int | None
     launch: Launch | None
+    policy: PolicyView | None                       # null where the model is not retrained
     streams: list[StreamView]
 
 
@@ -174,7 +187,12 @@ def _monitor(published: Published, status: MonitorStatus, columns: int | None) -
         refused={reason: count for (outcome, reason), count in events.items() if outcome == "refused"},
         lost=sum(count for (outcome, _), count in events.items() if outcome == "lost"),
         late=status.late, watermark=status.watermark, budget_remaining=status.budget_remaining,
-        launch=launches[-1] if launches else None, streams=streams)
+        launch=launches[-1] if launches else None, policy=_policy(status.policy), streams=streams)
+
+
+def _policy(policy: PolicyStatus | None) -> PolicyView | None:
+    return None if policy is None else PolicyView(
+        policy.budget_remaining, policy.gpu_hours_remaining, policy.useless, policy.waiting, list(policy.limits))
 
 
 def _stream(judged: Judged, hidden: int, limit: int | None, readings: Sequence[Reading]) -> StreamView:

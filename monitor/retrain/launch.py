@@ -9,8 +9,8 @@ outcome*, where each act can be repeated.
  1. approved   enough labelled events since the alarm? `snapshot` writes the training data (same launch, same file);
                `submitted` is saved with data_uri and output_uri, before anything is started
  2. submitted  `launcher.start`, which finds what it started before under this id; then `running` is saved
- 3. running    `launcher.status`, at most every `poll_seconds`; past the deadline the intention to cancel is saved, then
-               the job is cancelled, then `timed_out` is saved
+ 3. running    `launcher.status`, at most every `poll_seconds`; past the deadline, or too long in the launcher's queue, the
+               intention to cancel is saved with its reason, then the job is cancelled, then `timed_out` is saved
  4. succeeded  the challenger is judged (`challenger`); `judged` is saved with the figures
  5. judged     promotion (`promote`), which the same launch repeats without effect; then `promoted` or `refused`
 
@@ -33,11 +33,24 @@ from typing import Any
 
 from detectors.reference import Column, Reference, ReferenceMismatch
 from monitor import config
-from monitor.errors import LaunchFailed
-from monitor.flow import FINAL_STATES, Launch, Launcher, LaunchState
+from monitor.errors import CheckpointRefused, LaunchFailed, TidemarkError
+from monitor.flow import FINAL_STATES, JobStatus, Launch, Launcher, LaunchState
 from monitor.retrain import challenger
 from monitor.retrain.ledger import Ledger
-from monitor.retrain.promote import PromotionRefused, load_reference, promote
+from monitor.retrain.promote import (
+    ROLLBACK,
+    ChallengerUnfit,
+    Kept,
+    Promotion,
+    PromotionRefused,
+    PromotionWaits,
+    checked_reference,
+    load_reference,
+    promote,
+    promotion_for,
+    rolled_back,
+)
+from monitor.retrain.shadow import Shadows
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +61,14 @@ PATIENCE_SECONDS = 24 * 3600.0
 #: How long we wait for `collect_events`: labels that have not come in two weeks are not coming.
 COLLECT_SECONDS = 14 * 86_400.0
 #: A local process is asked for nothing; an API server that many services poll is asked four times a minute.
-POLL_SECONDS = {"local": 2.0, "kubernetes": 15.0}
+POLL_SECONDS = {"local": 2.0, "kubernetes": 15.0, "airflow": 15.0, "kfp": 15.0, "webhook": 15.0}
+#: How often a promotion that is under way is looked at: a canary takes hours, a new revision minutes.
+PROMOTION_SECONDS = 15.0
+#: A store is asked for a progress line much less often than a launcher: nothing waits for it.
+LEFT_PROGRESS_SECONDS = 60.0
 CANCELLING = "deadline passed, cancelling"
 RETRYING = "will be tried again: "
+QUEUED = "queued"
 
 Save = Callable[[Launch], None]
 Snapshot = Callable[[Launch], str]
@@ -63,6 +81,8 @@ class Retraining:
     def __init__(self, policies: Mapping[str, config.Retrain], ledger: Ledger, launchers: Mapping[str, Launcher], *,
                  save: Save, snapshot: Snapshot, reference: Callable[[str], Reference],
                  labels: Mapping[str, Sequence[Column]] | None = None,
+                 promotions: Mapping[str, Promotion | None] | None = None,
+                 version: Callable[[str], str] | None = None, kept: Kept | None = None, shadows: Shadows | None = None,
                  poll_seconds: float | None = None, rng: random.Random | None = None) -> None:
         """Put the parts together; nothing is called yet.
 
@@ -70,6 +90,9 @@ class Retraining:
         snapshot  : keeps the captured events for this launch and returns their folder, .../<launch id>/data;
                     repeating it is harmless
         reference : the reference that a model is judged by now      labels : by model, the columns of its labels
+        promotions: by model, as configured where none are given     version : the champion's version of a model now
+        kept      : gives a reference that the state holds, by its digest
+        shadows   : of the models whose challengers answer in shadow first
         """
         self.policies = policies
         self.ledger = ledger
@@ -78,10 +101,16 @@ class Retraining:
         self._snapshot = snapshot
         self._reference = reference
         self._labels = labels or {}
+        self._promotions = promotions if promotions is not None else {
+            model: promotion_for(policy.promote) for model, policy in policies.items()}
+        self._version = version
+        self._kept = kept
+        self._shadows = shadows or Shadows({}, lambda *_: None, lambda _: -1)
         self._poll_seconds = poll_seconds
         self._rng = rng or random.Random()
         self._polled: dict[str, float] = {}                 # launch id -> when we last asked; forgotten at a restart
-        self._misses: dict[str, int] = {}                   # launch id -> failed calls in a row
+        self._looked: dict[str, float] = {}                 # launch id -> when its progress.txt was last looked at
+        self._misses: dict[str, tuple[int, float]] = {}     # launch id -> failed calls in a row, and since when
         self._references: dict[str, Reference] = {}         # promoted here, not yet taken by the pipeline
         self._reference_at: dict[str, float] = {}           # promoted launch -> when to try its reference again
         self._now = 0.0                                     # of the latest `advance`
@@ -109,6 +138,7 @@ class Retraining:
                 moved.append(after)
             if after.state in FINAL_STATES:
                 self._polled.pop(launch.id, None)
+                self._looked.pop(launch.id, None)
                 self._misses.pop(launch.id, None)
         return moved
 
@@ -122,9 +152,9 @@ class Retraining:
         if 0 < self._reference_at.get(launch.id, 0.0) - self._now <= BACKOFF_SECONDS_MAX:
             return None
         try:
-            reference = load_reference(launch.reference_uri)
+            reference = load_reference(launch.reference_uri, self._kept)
             reference.require(self._reference(launch.model).columns)
-        except (LaunchFailed, ReferenceMismatch, challenger.ContractBroken) as error:
+        except (LaunchFailed, ReferenceMismatch, challenger.ContractBroken, CheckpointRefused) as error:
             self._reference_at[launch.id] = self._now + BACKOFF_SECONDS_MAX
             log.error("New reference not readable.", extra={"launch": launch.id, "model": launch.model,
                                                             "error": str(error)})
@@ -155,7 +185,7 @@ class Retraining:
         if not self._is_due(launch, now):
             return
         events = captured(launch)
-        if events < policy.collect_events:
+        if events < policy.collect_events and policy.data_uri is None:
             waiting = f"{events:,} of {policy.collect_events:,} labelled events since the alarm began"
             if now - launch.steps[-1][1] > COLLECT_SECONDS:
                 raise LaunchFailed(f"only {waiting}, after {COLLECT_SECONDS / 86_400:.0f} days; send labels, "
@@ -163,12 +193,13 @@ class Retraining:
             self.ledger.put(dataclasses.replace(launch, progress=waiting))
             return
         try:
-            data_uri = self._snapshot(launch).rstrip("/")
+            kept = self._snapshot(launch).rstrip("/")       # an empty folder, where the trainer brings its own data
         except OSError as error:
             raise LaunchFailed(f"retrain.capture_uri: training data cannot be written: {error}", retry=True) from None
         columns = [*self._reference(launch.model).columns, *self._labels.get(launch.model, ())]
         told = json.dumps([{"name": column.name, "kind": column.kind, "role": column.role} for column in columns])
-        self._move(launch, "submitted", now, data_uri=data_uri, output_uri=output_beside(data_uri), columns=told, progress="")
+        self._move(launch, "submitted", now, data_uri=policy.data_uri or kept, output_uri=output_beside(kept), columns=told,
+                   progress="")
 
     def _follow(self, launch: Launch, policy: config.Retrain, launcher: Launcher, now: float) -> None:
         """Step 3: ask how the job stands; end it when its time is over."""
@@ -177,11 +208,14 @@ class Retraining:
         status = launcher.status(launch)
         self._misses.pop(launch.id, None)
         is_cancelling = launch.detail.startswith(CANCELLING)
-        if status.progress and status.progress != launch.progress:
-            launch = dataclasses.replace(launch, progress=status.progress)
+        told = status.progress or self._left_progress(launch, status.state, now)
+        if told and told != launch.progress:
+            launch = dataclasses.replace(launch, progress=told)
             self.ledger.put(launch)                         # stored with the next checkpoint: only for people to see
-        hours = policy.launcher.deadline_hours
-        over = f"did not end within {hours:g} hours (retrain.launcher.deadline_hours); was ended"
+        if (counted := _with_wait(launch, status, now)) != launch:
+            launch = counted
+            self.ledger.put(launch)                         # stored with the next checkpoint: the wait outlives a restart
+        over = launch.detail.removeprefix(f"{CANCELLING}: ") if is_cancelling else _over(launch, policy, now)
         if status.state == "succeeded":
             self._move(launch, "succeeded", now)
         elif status.state == "unknown":
@@ -190,13 +224,21 @@ class Retraining:
             # A job that fails because we ended it, seen after a restart, has timed out.
             state: LaunchState = "timed_out" if is_cancelling else "failed"
             self._move(launch, state, now, detail=over if is_cancelling else status.detail or "the job failed")
-        elif is_cancelling or now - _time_of(launch, "submitted") > hours * 3600:
-            intended = dataclasses.replace(launch, detail=CANCELLING)
+        elif over:
+            intended = dataclasses.replace(launch, detail=f"{CANCELLING}: {over}")
             self._save(intended)
             launcher.cancel(intended)
             self._move(intended, "timed_out", now, detail=over)
         elif launch.retry_at or launch.detail:
             self.ledger.put(dataclasses.replace(launch, retry_at=0.0, detail=""))
+
+    def _left_progress(self, launch: Launch, state: str, now: float) -> str:
+        """The line that the trainer left beside its output, where its launcher cannot tell; looked at once a minute."""
+        since = now - self._looked.get(launch.id, -LEFT_PROGRESS_SECONDS)
+        if state != "running" or not launch.output_uri or 0 <= since < LEFT_PROGRESS_SECONDS:
+            return ""
+        self._looked[launch.id] = now
+        return challenger.read_progress(launch)
 
     def _vanished(self, launch: Launch, detail: str, now: float) -> None:
         """The launcher does not know the job any more: what it left decides; a result in disorder is for the judge."""
@@ -207,13 +249,15 @@ class Retraining:
         if has_result:
             self._move(launch, "succeeded", now)
         elif launch.detail.startswith(CANCELLING):
-            self._move(launch, "timed_out", now, detail="was ended at its deadline")
+            self._move(launch, "timed_out", now, detail=launch.detail.removeprefix(f"{CANCELLING}: "))
         else:
             self._move(launch, "failed", now, detail=f"the job is gone and left no result.json: {detail}")
 
     def _judge(self, launch: Launch, policy: config.Retrain, now: float) -> None:
         """Step 4: champion against challenger."""
-        verdict, result = challenger.judge(launch, metric=policy.metric, events_min=policy.holdout_events_min)
+        verdict, result = challenger.judge(
+            launch, metric=policy.metric, events_min=policy.holdout_events_min, min_improvement=policy.min_improvement,
+            positive_label=policy.positive_label)
         if result is None or verdict.verdict == "failed":
             self._move(launch, "failed", now, detail=verdict.detail)
             return
@@ -224,18 +268,76 @@ class Retraining:
                    reference_uri=challenger.output_path(launch.output_uri, result.reference_uri))
 
     def _promote(self, launch: Launch, policy: config.Retrain, now: float) -> None:
-        """Step 5: promote what is better, refuse the rest."""
-        try:
-            reference = promote(policy.promote, launch, current=self._reference(launch.model), now=now)
-        except PromotionRefused as refusal:
-            self._move(launch, "refused", now, detail=str(refusal))
+        """Step 5: promote what is better, refuse the rest; a promotion under way is looked at now and then."""
+        if not self._is_due(launch, now) or self._is_behind(launch):
             return
-        self._references[launch.id] = reference
-        self._move(launch, "promoted", now, detail=launch.detail)
+        current = self._reference(launch.model)
+        try:
+            self._refuse_overtaken(launch)
+            if self._is_in_shadow(launch, policy, current, now):
+                return
+            done = promote(self._promotions.get(launch.model), launch, current=current, now=now, kept=self._kept)
+        except PromotionWaits as waits:
+            self._misses.pop(launch.id, None)
+            self.ledger.put(dataclasses.replace(launch, progress=str(waits), retry_at=0.0))
+            return
+        except (PromotionRefused, CheckpointRefused) as refusal:
+            self._shadows.ends(launch, self._promotions.get(launch.model))
+            state: LaunchState = "failed" if isinstance(refusal, ChallengerUnfit) else "refused"
+            self._move(launch, state, now, detail=str(refusal), progress="")
+            return
+        self._references[launch.id] = done.reference
+        self._move(launch, "promoted", now, detail=launch.detail, progress="", previous_digest=current.digest,
+                   previous_model_uri=done.previous_model_uri)
+
+    def roll_back(self, model: str, version: str, to: str, *, by: str, why: str, at: float, now: float,
+                  uris: Callable[[str], str]) -> Launch:
+        """Note that a model goes back to an earlier version; the next turns carry it out, as they do a promotion.
+
+        version : the champion now      to : where to, "" for the one before it       at : event time, seconds since 1970
+        uris    : where the model of a version is, "" where that is not known         now : wall-clock seconds since 1970
+        Asking for the same again while it is under way changes nothing. Raises TidemarkError when it cannot be.
+        """
+        policy = self.policies.get(model)
+        if policy is None or policy.promote is None or self._kept is None:
+            raise TidemarkError(f"{model}: expected a monitor with retrain.promote, got one without; deploy the earlier model by "
+                                "hand and set the monitor's version and reference")
+        launch = rolled_back(self.ledger.of_model(model), model, version, to, by=by, why=why, at=at, now=now,
+                             uris=uris, kept=self._kept)
+        self.ledger.put(launch)
+        return launch
+
+    def _is_in_shadow(self, launch: Launch, policy: config.Retrain, current: Reference, now: float) -> bool:
+        """One turn of a challenger that must first answer beside the champion; PromotionWaits while that goes on."""
+        target = self._promotions.get(launch.model)
+        if target is None or launch.launcher == ROLLBACK:
+            return False
+        begun = self._shadows.begins(launch, now)
+        if begun is not None:
+            checked_reference(launch, current, self._kept)      # a day of answers is not spent on a model that cannot be judged
+            self._save(begun)
+            return True
+        judged = self._shadows.look(launch, policy, target, now)
+        if judged is not None:
+            self._save(judged)
+        return judged is not None
+
+    def _is_behind(self, launch: Launch) -> bool:
+        """Whether another promotion of the model is under way, which must end first: two would undo one another."""
+        return any(other.id != launch.id and (
+            (other.state == "promoted" and not other.cut_over_at)
+            or (other.state == "judged" and other.launcher == ROLLBACK)) for other in self.ledger.of_model(launch.model))
+
+    def _refuse_overtaken(self, launch: Launch) -> None:
+        """Refuse what was compared with a model that is no longer the champion: rolled back, or configured anew."""
+        if self._version is not None and self._version(launch.model) != launch.version:
+            raise PromotionRefused(f"it was made to replace version {launch.version}, but the champion is version "
+                                   f"{self._version(launch.model)} now")
 
     def _is_due(self, launch: Launch, now: float) -> bool:
         """Whether this launch may be asked about again; notes that it is."""
-        every = POLL_SECONDS.get(launch.launcher, 15.0) if self._poll_seconds is None else self._poll_seconds
+        every = PROMOTION_SECONDS if launch.state == "judged" else POLL_SECONDS.get(launch.launcher, 15.0)
+        every = every if self._poll_seconds is None else self._poll_seconds
         last = self._polled.get(launch.id)
         if last is not None and 0 <= now - last < every:
             return False
@@ -249,13 +351,15 @@ class Retraining:
         if not error.retry:
             self._move(launch, "failed", now, detail=str(error), attempts=attempts)
             return
-        if now - launch.steps[-1][1] > patience:
+        misses, since = self._misses.get(launch.id, (0, now))
+        if now - since > patience:
             self._move(launch, "failed", now, detail=f"given up after {attempts} failed calls: {error}",
                        attempts=attempts)
             return
-        misses = self._misses[launch.id] = self._misses.get(launch.id, 0) + 1
-        longest = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(misses, 10))
-        retry_at = now + self._rng.uniform(max(BACKOFF_SECONDS_MIN, longest / 2), longest)
+        self._misses[launch.id] = misses + 1, since
+        longest = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2.0 ** min(misses + 1, 10))
+        wait = self._rng.uniform(max(BACKOFF_SECONDS_MIN, longest / 2), longest)
+        retry_at = now + max(wait, min(error.after, BACKOFF_SECONDS_MAX))
         # Where `detail` holds something that is still needed (the verdict, the intention), people read it as progress.
         keep = launch.state == "judged" or launch.detail.startswith(CANCELLING)
         words = f"{RETRYING}{error}"
@@ -287,6 +391,33 @@ def output_beside(data_uri: str) -> str:
     's3://captures/churn/launches/3f9c2a1b7d4e/output'
     """
     return f"{data_uri.rpartition('/')[0]}/output"
+
+
+def _with_wait(launch: Launch, status: JobStatus, now: float) -> Launch:
+    """The launch with its wait in the launcher's queue counted, and shown as its progress while it lasts."""
+    if status.state == "queued":
+        words = f"{QUEUED}: {status.detail}" if status.detail else QUEUED
+        return dataclasses.replace(launch, queued_since=launch.queued_since or now, progress=status.progress or words)
+    if not launch.queued_since:
+        return launch
+    waited = launch.queued_seconds + max(0.0, now - launch.queued_since)
+    progress = "" if launch.progress.startswith(QUEUED) else launch.progress
+    return dataclasses.replace(launch, queued_since=0.0, queued_seconds=waited, progress=progress)
+
+
+def _over(launch: Launch, policy: config.Retrain, now: float) -> str:
+    """Why the job's time is over; empty while it is not. Where the queue has its own limit, the deadline does not count it."""
+    hours, queue_hours = policy.launcher.deadline_hours, getattr(policy.launcher, "queue_hours", None)
+    waits = now - launch.queued_since if launch.queued_since else 0.0
+    spent = now - _time_of(launch, "submitted")
+    if queue_hours is not None:
+        if waits > queue_hours * 3600:
+            return (f"waited in the queue for more than {queue_hours:g} hours (retrain.launcher.queue_hours); was ended"
+                    + (f"; {launch.progress}" if launch.progress.startswith(f"{QUEUED}: ") else ""))
+        spent -= launch.queued_seconds + waits
+    if spent > hours * 3600:
+        return f"did not end within {hours:g} hours (retrain.launcher.deadline_hours); was ended"
+    return ""
 
 
 def _time_of(launch: Launch, state: LaunchState) -> float:

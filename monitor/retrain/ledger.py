@@ -1,14 +1,16 @@
 """The ledger: every launch that was decided and the last thousand decisions, also the ones that said no.
 
-It is the outbox's memory. The trigger and `Retraining` change it in memory; the store asks `changed()` for exactly what
-is new, writes that inside its own transaction together with panes, offsets and alarm states, and says `clear_changed()`
-once the transaction stands. So a launch exists if and only if the window that asked for it is counted: a service that
-is killed before the commit reads the window again and decides again; one that is killed after it never does.
+It is the outbox's memory, and that of the audit trail: what people and programs asked. The trigger and `Retraining`
+change it in memory; the store asks `changed()` for exactly what is new, writes that inside its own transaction together
+with panes, offsets and alarm states, and says `clear_changed()` once the transaction stands. So a launch exists if and
+only if the window, or the request, that asked for it is counted: a service that is killed before the commit reads the
+window again and decides again; one that is killed after it never does.
 
-Invariants: one launch per id, and the id is made from (model, version, episode) alone; a launch is replaced, never
-removed; decisions are numbered from 1, rising, and only the last DECISIONS_MAX are kept.
+Invariants: one launch per id, and the id is made from (model, version, episode), or the key of who asked, alone; a launch
+is replaced, never removed; decisions are numbered from 1, rising, and only the last DECISIONS_MAX are kept, beside the
+latest of each model, which an alarm that waits is asked by.
 
-Memory: a launch is 2-4 kB, and a model gets at most `max_per_week` of them: 100 models at 2 a week are 30 MB after a
+Memory: a launch is 2-4 kB, and a model gets about `max_per_week` of them: 100 models at 2 a week are 30 MB after a
 year at the very most. Neighbours: `trigger` decides, `launch` carries out, `monitor.pipeline` hands rows to the store.
 """
 
@@ -16,64 +18,72 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from monitor.decisions import Decision, Entry, Reason
 from monitor.errors import CheckpointRefused
 from monitor.flow import FINAL_STATES, Launch
+from monitor.metrics import DECISION_REASONS
+
+__all__ = ["DECISIONS_MAX", "ENTRIES_MAX", "REFUSALS", "Decision", "Entry", "Ledger", "Reason", "decision_from_json",
+           "decision_to_json", "entry_from_json", "entry_to_json", "launch_from_json", "launch_id", "launch_to_json"]
 
 DECISIONS_MAX = 1_000                     # what `explain` can look back on; older ones are dropped
 
-Reason = Literal["", "quality", "reference_inadequate", "roles", "cooldown", "budget", "in_flight", "episode_done",
-                 "not_configured"]
+ENTRIES_MAX = 1_000                       # of the audit trail that are held to be shown; the store keeps them all
+
+#: What the trigger's reasons for `no` mean.
+REFUSALS = DECISION_REASONS
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether one severe alarm got a retraining, and if not, why not.
-
-    at     : event time of the alarm, seconds since 1970
-    reason : empty when the outcome is "launch", else one of a closed list
-    number : the place in the order of all decisions, from 1
-    """
-
-    model: str
-    version: str
-    episode: int
-    at: float
-    outcome: Literal["launch", "no"]
-    reason: Reason
-    number: int = 0
+_Row = TypeVar("_Row", Launch, Decision, Entry)
 
 
-_Row = TypeVar("_Row", Launch, Decision)
-
-
-def launch_id(model: str, version: str, episode: int) -> str:
-    r"""The launch's id: the first 12 hex digits of sha256 over model, version and episode.
+def launch_id(model: str, version: str, episode: int, key: str = "") -> str:
+    r"""The launch's id: the first 12 hex digits of sha256 over model, version and episode, or the key of who asked.
 
     A zero byte, which no name may hold, stands between them, so that ("a", "11") and ("a1", "1") differ.
 
     >>> launch_id("churn", "7", 1) == launch_id("churn", "7", 1) != launch_id("churn", "71", 1)
     True
+    >>> launch_id("churn", "7", 1, "a") == launch_id("churn", "7", 2, "a") != launch_id("churn", "7", 1)
+    True
     """
-    return hashlib.sha256(f"{model}\0{version}\0{episode}".encode()).hexdigest()[:12]
+    named = f"{model}\0{version}\0" + (f"asked\0{key}" if key else str(episode))
+    return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
 class Ledger:
-    """Launches by id in the order they were decided, and the latest decisions."""
+    """Launches by id in the order they were decided, the latest decisions, and what people asked.
 
-    def __init__(self, launches: Iterable[Launch] = (), decisions: Iterable[Decision] = ()) -> None:
+    counts : (model, outcome, reason) -> decisions since this process began
+    """
+
+    def __init__(self, launches: Iterable[Launch] = (), decisions: Iterable[Decision] = (),
+                 entries: Iterable[Entry] = ()) -> None:
         self._launches = {launch.id: launch for launch in launches}
-        self._decisions = deque(sorted(decisions, key=lambda decision: decision.number), maxlen=DECISIONS_MAX)
+        self._of_model: dict[str, list[str]] = {}
+        for launch in self._launches.values():
+            self._of_model.setdefault(launch.model, []).append(launch.id)
+        given = sorted(decisions, key=lambda decision: decision.number)
+        self._decisions = deque(given, maxlen=DECISIONS_MAX)
         self._next_number = self._decisions[-1].number + 1 if self._decisions else 1
         self._changed_launches: dict[str, None] = {}
         self._stored_number = self._next_number - 1
+        self._latest = {decision.model: decision for decision in given if not decision.key}
+        self._entries = deque(entries, maxlen=ENTRIES_MAX)
+        self._new_entries: list[Entry] = []
+        self.counts: Counter[tuple[str, str, str]] = Counter()
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The last ENTRIES_MAX lines of the audit trail, oldest first."""
+        return tuple(self._entries)
 
     @property
     def launches(self) -> Mapping[str, Launch]:
@@ -85,9 +95,18 @@ class Ledger:
         """The last DECISIONS_MAX decisions, oldest first."""
         return tuple(self._decisions)
 
+    @property
+    def last_number(self) -> int:
+        """The number of the last decision; 0 before the first."""
+        return self._next_number - 1
+
+    def latest(self, model: str) -> Decision | None:
+        """The latest answer to an alarm of a model, however many others came since; None before the first."""
+        return self._latest.get(model)
+
     def of_model(self, model: str) -> list[Launch]:
         """The launches of one model, oldest first."""
-        return [launch for launch in self._launches.values() if launch.model == model]
+        return [self._launches[name] for name in self._of_model.get(model, ())]
 
     def unfinished(self) -> list[Launch]:
         """The launches in which something may still happen, oldest first."""
@@ -105,7 +124,10 @@ class Ledger:
 
     def put(self, launch: Launch) -> None:
         """Add a launch, or replace the one of the same id."""
-        if self._launches.get(launch.id) != launch:
+        known = self._launches.get(launch.id)
+        if known != launch:
+            if known is None:
+                self._of_model.setdefault(launch.model, []).append(launch.id)
             self._launches[launch.id] = launch
             self._changed_launches[launch.id] = None
 
@@ -122,15 +144,29 @@ class Ledger:
         does not push everything else out.
         """
         for earlier in reversed(self._decisions):
-            if (earlier.model, earlier.version, earlier.episode) == (decision.model, decision.version,
-                                                                     decision.episode):
-                if (earlier.outcome, earlier.reason) == (decision.outcome, decision.reason):
+            if (earlier.model, earlier.version, earlier.episode, earlier.key) == (
+                    decision.model, decision.version, decision.episode, decision.key):
+                # An alarm that became severe anew is waited for anew, though the answer has the same word.
+                is_same = decision.reason != "persistence" or earlier.until == decision.until
+                if (earlier.outcome, earlier.reason) == (decision.outcome, decision.reason) and is_same:
                     return earlier
                 break
         numbered = dataclasses.replace(decision, number=self._next_number)
         self._next_number += 1
         self._decisions.append(numbered)
+        if not decision.key:
+            self._latest[decision.model] = numbered
+        self.counts[decision.model, decision.outcome, decision.reason] += 1
         return numbered
+
+    def note(self, entry: Entry) -> None:
+        """Add a line to the audit trail; it goes with the next transaction."""
+        self._entries.append(entry)
+        self._new_entries.append(entry)
+
+    def new_entries(self) -> list[Entry]:
+        """What the store does not have yet of the audit trail."""
+        return list(self._new_entries)
 
     def changed(self) -> tuple[list[Launch], list[Decision]]:
         """What the store does not have yet: launches to upsert by id, decisions to append by number."""
@@ -143,6 +179,7 @@ class Ledger:
             self._changed_launches.pop(launch.id, None)
             return
         self._changed_launches.clear()
+        self._new_entries.clear()
         self._stored_number = self._next_number - 1
 
 
@@ -169,6 +206,16 @@ def decision_to_json(decision: Decision) -> str:
 def decision_from_json(text: str | bytes) -> Decision:
     """The decision that `decision_to_json` wrote; CheckpointRefused for anything else."""
     return _from_json(text, Decision)
+
+
+def entry_to_json(entry: Entry) -> str:
+    """The line of the audit trail as one JSON document."""
+    return msgspec.json.encode(entry).decode()
+
+
+def entry_from_json(text: str | bytes) -> Entry:
+    """The line that `entry_to_json` wrote; CheckpointRefused for anything else."""
+    return _from_json(text, Entry)
 
 
 def _from_json(text: str | bytes, kind: type[_Row]) -> _Row:

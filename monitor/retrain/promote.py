@@ -1,84 +1,105 @@
-"""Promotion: the challenger that was judged better becomes the champion, told to the serving code by one small file.
-
-    {model, version, model_uri, reference_uri, launch_id, previous_version, promoted_at,
-     champion, challenger, difference: [lower, upper]}
+"""Promotion: the challenger that was judged better becomes the champion, and an earlier champion may be taken back.
 
 Order, which a crash may cut anywhere:
 
  1. The new reference is read and checked against the monitor's columns. One that the monitor could not judge by refuses
     the promotion: a model whose drift nobody can see is not put in production.
- 2. The file is written beside its place, flushed to disk and renamed over it: a reader sees the old or the new, whole.
- 3. `launch` saves the state `promoted`. If we are killed before that, the promotion is asked for again: a file that
-    already names this launch is left as it is, so its `promoted_at` and its inode do not change.
+ 2. The configured promotion (`promotions`: file, webhook, kserve) puts the model in production, perhaps over many turns.
+ 3. `launch` saves the state `promoted`, with the model and the reference that it replaces. If we are killed before that,
+    the promotion is asked for again, which changes nothing.
  4. The pipeline cuts over to the new reference at a recorded offset (`Ledger.cut_over`), in its own transaction.
 
-Neighbours: `launch` calls this, `challenger` made the verdict and reads files from wherever the trainer left them.
+A roll-back goes the same way: `rolled_back` writes the record of a promotion to an earlier model, whose reference the
+store has kept, and the steps 2 to 4 carry it out. So it happens once, whatever crashes, and is told wherever launches are.
+What can be gone back to is what the records of promotions say was champion before. Neighbours: `launch` calls this,
+`challenger` made the verdict and reads files from wherever the trainer left them.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from detectors.reference import Reference, ReferenceMismatch
-from monitor.config import FilePromotion
-from monitor.errors import LaunchFailed, TidemarkError
-from monitor.flow import Launch
+from monitor.errors import TidemarkError
+from monitor.flow import FINAL_STATES, Launch
 from monitor.retrain.challenger import ContractBroken, read_output
+from monitor.retrain.ledger import launch_id
+from monitor.retrain.promotions import (
+    ROLLBACK,
+    ChallengerUnfit,
+    Promotion,
+    PromotionRefused,
+    PromotionWaits,
+    promotion_for,
+)
+
+__all__ = ["ROLLBACK", "ChallengerUnfit", "Promoted", "Promotion", "PromotionRefused", "PromotionWaits", "checked_reference",
+           "load_reference", "promote", "promotion_for", "rolled_back"]
 
 REFERENCE_BYTES_MAX = 256 << 20           # far above 2,000 columns with 200 bins; a bound on what is read into memory
-PROMOTION_BYTES_MAX = 1 << 20             # of our own file, read back
+#: In place of a URI: a reference that the state holds, by its digest.
+KEPT = "state:"
+
+Kept = Callable[[str], Reference]
 
 
-class PromotionRefused(TidemarkError):
-    """The challenger does not become the champion; the text says why, for people."""
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """What came of a promotion: the reference to cut over to, and the URI of the replaced model ("" where it is not known)."""
+
+    reference: Reference
+    previous_model_uri: str
 
 
-def promote(target: FilePromotion | None, launch: Launch, *, current: Reference, now: float) -> Reference:
-    """Put a judged launch's challenger in production; returns its reference, checked, to cut over to.
+def promote(target: Promotion | None, launch: Launch, *, current: Reference, now: float, kept: Kept | None = None) -> Promoted:
+    """Put a judged launch's challenger, or the model that is rolled back to, in production.
 
     current : the reference that the monitor judges by now      now : wall-clock seconds since 1970
+    kept    : gives a reference that the state holds, by its digest
 
-    Asked for the same launch again it changes nothing. Raises PromotionRefused when the verdict is not "better", when
-    nothing is configured to promote with, or the new reference does not fit; LaunchFailed(retry=True) when a file
-    cannot be read or written now.
+    Asked for the same launch again it changes nothing. Raises PromotionRefused when the verdict is not "better" or
+    nothing is configured to promote with, ChallengerUnfit when the new reference does not fit, PromotionWaits while it lasts;
+    LaunchFailed(retry=True) when a call fails now.
     """
-    if launch.verdict != "better":
+    if launch.launcher != ROLLBACK and launch.verdict != "better":
         raise PromotionRefused(f"the challenger is {launch.verdict or 'not judged'}: {launch.detail}")
-    reference = checked_reference(launch, current)
+    reference = checked_reference(launch, current, kept)
     if target is None:
         raise PromotionRefused(f"the challenger is better, but retrain.promote is not configured; "
                                f"deploy {launch.model_uri} by hand and set the monitor's version and reference")
-    path = Path(target.path)
-    if _promoted_launch(path) != launch.id:
-        _write(path, {
-            "model": launch.model, "version": launch.new_version, "model_uri": launch.model_uri,
-            "reference_uri": launch.reference_uri, "launch_id": launch.id, "previous_version": launch.version,
-            "promoted_at": now, "champion": launch.champion, "challenger": launch.challenger,
-            "difference": [launch.difference_lower, launch.difference_upper],
-        })
-    return reference
+    return Promoted(reference, target.promote(launch, now))
 
 
-def checked_reference(launch: Launch, current: Reference) -> Reference:
-    """The challenger's reference, when it can judge what the monitor reads; PromotionRefused otherwise."""
+def checked_reference(launch: Launch, current: Reference, kept: Kept | None = None) -> Reference:
+    """The challenger's reference, when it can judge what the monitor reads; ChallengerUnfit otherwise."""
+    who = "the earlier model cannot be judged" if launch.launcher == ROLLBACK else "the challenger is better"
     try:
-        reference = load_reference(launch.reference_uri)
+        reference = load_reference(launch.reference_uri, kept)
         reference.require(current.columns)
     except (ReferenceMismatch, ContractBroken) as error:
-        raise PromotionRefused(f"the challenger is better, but its reference does not fit: {error}") from None
-    if reference.too_small:
-        raise PromotionRefused(f"the challenger is better, but its reference has {reference.events:,} events, too few "
-                               "to see any drift by; let the trainer fit it on more")
+        raise _refusal(launch)(f"{who}, but its reference does not fit: {error}") from None
+    if reference.too_small and launch.launcher != ROLLBACK:
+        raise ChallengerUnfit(f"the challenger is better, but its reference has {reference.events:,} events, too few "
+                              "to see any drift by; let the trainer fit it on more")
     return reference
 
 
-def load_reference(uri: str) -> Reference:
-    """A reference from a path or a URI.
+def _refusal(launch: Launch) -> type[PromotionRefused]:
+    """Of a launch it is the trainer's defect; of a roll-back nobody's."""
+    return PromotionRefused if launch.launcher == ROLLBACK else ChallengerUnfit
+
+
+def load_reference(uri: str, kept: Kept | None = None) -> Reference:
+    """A reference from a path or a URI, or from the state.
 
     Raises ReferenceMismatch or ContractBroken for what is no reference, LaunchFailed(retry=True) for one out of reach.
     """
+    if uri.startswith(KEPT):
+        if kept is None:
+            raise ContractBroken(f"{uri[:20]}: expected a state that keeps references, got none; start the service")
+        return kept(uri.removeprefix(KEPT))
     content = read_output(uri, REFERENCE_BYTES_MAX)
     if content is None:
         raise ContractBroken(f"{uri}: expected the new reference, got nothing; let the trainer write it")
@@ -89,35 +110,55 @@ def load_reference(uri: str) -> Reference:
     return Reference.from_json(text, uri)
 
 
-def _promoted_launch(path: Path) -> str | None:
-    """The launch that the promotion file names now; None where there is no file or it is not ours to keep."""
-    try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(PROMOTION_BYTES_MAX))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    except OSError as error:
-        raise LaunchFailed(f"retrain.promote.path: {path} cannot be read: {error.strerror}", retry=True) from None
-    name = content.get("launch_id") if isinstance(content, dict) else None
-    return name if isinstance(name, str) else None
+# -- back to an earlier model ------------------------------------------------------------------------------------------
+
+def rolled_back(launches: Sequence[Launch], model: str, version: str, to: str, *, by: str, why: str, at: float, now: float,
+                uris: Callable[[str], str], kept: Kept) -> Launch:
+    """The record that takes a model back to an earlier version; the one that is under way where it asks for the same.
+
+    launches : of the model, oldest first       version : the champion now       to : where to; "" for the one before it
+    at       : event time, seconds since 1970   now     : wall clock            uris : model URI of a version, "" where unknown
+    Raises TidemarkError, in one line, when there is nothing to go back to or something else is under way.
+    """
+    past = [launch for launch in launches if launch.state == "promoted" and launch.cut_over_at]
+    target = to or next((launch.version for launch in reversed(past)
+                         if launch.new_version == version and launch.launcher != ROLLBACK), "")
+    # A challenger that is judged, in shadow or half promoted does not hold it back: it waits, and is refused as overtaken.
+    under_way = next((launch for launch in launches if (launch.state == "judged" and launch.launcher == ROLLBACK) or (
+        launch.state == "promoted" and not launch.cut_over_at)), None)
+    if under_way is not None:
+        if under_way.launcher == ROLLBACK and under_way.new_version == target:
+            return under_way
+        raise TidemarkError(f"{model}: expected no promotion under way, got launch {under_way.id}, which is "
+                            f"{under_way.state}; ask again when it has ended")
+    known = sorted({launch.version for launch in past if launch.previous_digest} - {version})
+    there = f"; --to may name {', '.join(known)}" if known else ""
+    if not target:
+        raise TidemarkError(f"{model}: expected a champion that was promoted, got version {version}, with which the monitor "
+                            f"began or to which it went back: there is nothing to go back to{there}")
+    if target == version:
+        raise TidemarkError(f"{model}: expected an earlier version, got {version[:80]!r}, which is the champion{there}")
+    left = next((launch for launch in reversed(past) if launch.version == target), None)
+    if left is None or not left.previous_digest:
+        raise TidemarkError(f"{model}: expected a version that was champion and whose reference is kept, got "
+                            f"{target[:80]!r}{there or ': there is none'}")
+    uri = left.previous_model_uri or next((launch.model_uri for launch in reversed(past) if launch.new_version == target), "")
+    uri = uri or uris(target)
+    if not uri:
+        raise TidemarkError(f"{model}: expected to know where the model of version {target} is, but nothing has said so; set "
+                            "retrain.model_uri of the monitor, or deploy it by hand")
+    kept(left.previous_digest)                      # raises where the state has lost it
+    return _record(launches, model, version, target, uri, left.previous_digest, by=by, why=why, at=at, now=now)
 
 
-def _write(path: Path, content: dict[str, object]) -> None:
-    """Replace the file in one step that survives a power cut: flush the new one, rename it, flush the folder."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        # Tried again even where it is forbidden: hours of training are behind us, and people can mend a folder.
-        raise LaunchFailed(f"retrain.promote.path: {path} cannot be written: {error.strerror}", retry=True) from None
+def _record(launches: Sequence[Launch], model: str, version: str, to: str, uri: str, digest: str, *, by: str, why: str,
+            at: float, now: float) -> Launch:
+    ended = sum(launch.launcher == ROLLBACK and launch.state in FINAL_STATES for launch in launches)
+    words = f"rolled back from version {version} to {to} by hand" + (f": {why}" if why else "")
+    # In the form of an alarm's reason, for whoever reads those; no column moved.
+    reason = {"columns": [], "columns_total": 0, "effects": [], "window": {"since": at, "at": at, "panes": 0, "events": 0},
+              "scores": {"alarm": None, "severe": None}, "kind": ROLLBACK, "segment": "all"}
+    return Launch(
+        id=launch_id(model, version, 0, f"{ROLLBACK}\0{to}\0{ended}"), model=model, version=version, episode=0,
+        launcher=ROLLBACK, state="judged", reason=json.dumps(reason), steps=(("judged", now),), detail=words, by=by, why=why,
+        new_version=to, model_uri=uri, reference_uri=f"{KEPT}{digest}")

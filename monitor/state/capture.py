@@ -1,43 +1,109 @@
 """Captured events: what a retraining learns from, as Parquet files beside the counts.
 
-Rows that were counted since the last checkpoint become one file, written under its final name before the checkpoint's
-transaction names it; a file that no checkpoint names is the leaving of a crash and is removed at start. So the captured
-events are exactly those that were counted, each once. Small files are merged into the last one until it holds
-`MERGE_ROWS`; the oldest files go when more than `capture_events` rows are kept.
+    <uri>/events/model=<model>/day=<UTC day of event time>/<topic>-<partition>-<first offset>-<end>.parquet
+    <uri>/<model>/launches/<launch>/data      what one launch reads; later captures do not change it
+
+Counted rows wait in the store's own transaction (`store.save_captures`: the *pending* rows) and go to files every
+`seconds`, or when there are many. A file holds the rows of one partition and one day whose offsets lie in one span; the
+spans are multiples of a fixed length, so a topic that is read again, by whatever cuts, rewrites the same files with the same
+rows. A file grows by being replaced as a whole until its span is full, and the store says how many of its rows count: what a
+crash left beyond them is cut off at start.
+
+Invariant: the rows that count in the files and the pending rows together are exactly the counted events, each once (with
+`share` below 1: those whose hash of the offset is below it). A storage that cannot be reached stops nothing: rows go on
+waiting, up to `PENDING_BYTES_MAX` x 4, beyond which the oldest of them are dropped, counted and told.
 
 Columns: every watched column and label by its own name, `timestamp` in milliseconds, and `id`: the schema's, else the
-event's place as topic:partition:offset.
-Memory: the rows since the last checkpoint. Neighbours: `panes.kept` brings the rows, `store` names the files, a launch
-takes a `snapshot` that later captures do not change. This is the one module of the stage that knows pyarrow.
+event's place as topic:partition:offset. Memory: pending rows, at most 4 x `PENDING_BYTES_MAX`, and while writing some
+files. Neighbours: `panes.kept` brings the rows, `place` reads and writes, `store` names the files, a launch takes a
+`snapshot`. This module and `place` are the ones of the stage that know pyarrow.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import itertools
+import logging
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from monitor.errors import ConfigError
-from monitor.flow import Rows
-from monitor.state.store import Captured
+from monitor.flow import Clock, Rows
+from monitor.state.place import Place, filesystem, read_text
+from monitor.state.sample import keys_of
+from monitor.state.store import Captured, CaptureStep
 
-#: Files grow to this by merging; until then the last one is read and written again at every checkpoint (30 ms at 70 columns).
-MERGE_ROWS = 5_000
+__all__ = ["Capture", "filesystem", "read_text"]
+
+log = logging.getLogger("tidemark")
+
+DAY_MS = 86_400_000
+#: Rows that a file holds when its span is full: a twentieth of what is kept, so that dropping the oldest file is no large step.
+FILE_ROWS_MIN, FILE_ROWS_MAX = 1_000, 50_000
+#: Pending rows go to files when they are so many: 64 MiB is a second of writing, and eight numbers a row 20 bytes each.
+PENDING_ROWS_MAX, PENDING_BYTES_MAX = 200_000, 64 << 20
+#: After a storage error, the next try comes so much later.
+AGAIN_SECONDS = 30.0
+#: Files of one model; events from thousands of days would else make thousands of tiny ones. The oldest go.
+FILES_MAX = 5_000
+#: Days that the data of an ended launch is kept, for people who look into it, where `capture_days` does not say.
+LAUNCH_DAYS = 30.0
+#: Uploads at a time.
+WRITERS = 8
+#: Where a pending row stands in its topic; beside the columns in the store, and in no file.
+_PARTITION, _OFFSET, _TOPIC = "tidemark:partition", "tidemark:offset", b"tidemark.topic"
+_NAME = re.compile(r".*/(?P<topic>[^/]+)-(?P<partition>\d+)-(?P<first>\d+)-(?P<end>\d+)\.parquet")
+
+
+@dataclass(slots=True)
+class Pending:
+    """Rows that wait for their file: a table with their places, under a number in the store."""
+
+    number: int
+    table: pa.Table
+
+    @property
+    def topic(self) -> str:
+        """The topic that they came from."""
+        return str((self.table.schema.metadata or {}).get(_TOPIC, b"").decode())
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one file: of one partition, one day and one span.
+
+    series : the file's name without its span      first, end : of the span      offset : of the first of these rows
+    """
+
+    series: str
+    first: int
+    end: int
+    offset: int
+    table: pa.Table
+
+    @property
+    def name(self) -> str:
+        """The file's name, in an order that is that of the offsets."""
+        return f"{self.series}-{self.first:012d}-{self.end:012d}.parquet"
 
 
 @dataclass(slots=True)
 class Capture:
     """The captured events of one model.
 
-    names  : columns that are kept        labels : those of them that must be there for a row to count as labelled
     uri    : a folder, or s3://bucket/prefix; credentials as pyarrow finds them in the environment
+    names  : columns that are kept        labels : those of them that must be there for a row to count as labelled
+    events_max, days_max : how many events, and events of how many days, are kept; the newest ones, in whole files
+    share  : of the events, chosen by a hash of their offset: reading again chooses the same
+    seconds : rows wait for their file no longer than that
     """
 
     model: str
@@ -45,62 +111,121 @@ class Capture:
     names: tuple[str, ...]
     labels: tuple[str, ...]
     events_max: int
+    share: float = 1.0
+    days_max: float | None = None
+    seconds: float = 300.0
+    file_rows: int = 0                              # 0: a twentieth of `events_max`, within bounds
+    clock: Clock = time.time
     files: list[Captured] = field(default_factory=list)
+    dropped: int = 0                                # rows that no storage could be found for, since the start
+    _pending: list[Pending] = field(default_factory=list)
     _rows: list[Rows] = field(default_factory=list)
-    _fs: pafs.FileSystem = field(init=False)
-    _root: str = field(init=False)
+    _gone: list[Captured] = field(default_factory=list)     # files that somebody else removed
+    _is_ahead: bool = False                         # files may hold rows that wait, too: a write of some of them failed
+    _number: int = 0
+    _since: float | None = None                     # clock at the first pending row
+    _again_at: float = 0.0
+    _place: Place = field(init=False)
 
     def __post_init__(self) -> None:
-        self._fs, self._root = filesystem(self.uri)
-        self._root = f"{self._root}/{self.model}"
+        self._place = Place(self.uri)
+        self.file_rows = self.file_rows or min(max(self.events_max // 20, FILE_ROWS_MIN), FILE_ROWS_MAX)
         try:
-            self._fs.create_dir(f"{self._root}/events", recursive=True)
+            self._place.make(self._folder)
         except OSError as error:
             raise ConfigError(
                 f"retrain.capture_uri: expected a place that can be written, got {self.uri} ({str(error)[:160]})"
             ) from None
 
-    def restore(self, files: Sequence[Captured]) -> None:
-        """Go on with the files that the store names; remove those that it does not."""
-        self.files = list(files)
-        named = {captured.file for captured in files}
-        for info in self._fs.get_file_info(pafs.FileSelector(f"{self._root}/events")):
-            if info.base_name not in named and info.type == pafs.FileType.File:
-                self._fs.delete_file(info.path)
+    @property
+    def _folder(self) -> str:
+        return f"events/model={self.model}"
+
+    # -- a checkpoint ----------------------------------------------------------------------------------------------------
+
+    def restore(self, files: Sequence[Captured], pending: Iterable[tuple[int, bytes]] = ()) -> None:
+        """Go on with what the store holds.
+
+        What a crash left is mended: files that the store does not name are removed, and rows behind those that count. A
+        store that knows of nothing removes nothing: the files are another state's, or the state was lost.
+        """
+        found = [name for name in self._place.files(self._folder) if name.endswith((".parquet", ".tmp"))]
+        self.files = [captured for captured in files if captured.file in found]
+        self._gone = [captured for captured in files if captured.file not in found]
+        if self._gone:
+            log.warning("Captured files are gone; their events are forgotten.", extra={
+                "model": self.model, "files": len(self._gone), "events": sum(captured.rows for captured in self._gone)})
+        self._pending = [Pending(number, _unpacked(blob)) for number, blob in pending]
+        self._number = max((waiting.number for waiting in self._pending), default=0)
+        self._since = self.clock() if self._pending else None
+        unnamed = sorted(set(found) - {captured.file for captured in files})
+        if unnamed and not (files or self._pending):
+            log.warning("Captured events of another state found; they are left as they are.", extra={
+                "model": self.model, "folder": self._place.outside(self._folder), "files": len(unnamed)})
+            unnamed = []
+        for name in unnamed:
+            self._place.delete(name)
+        newest: dict[str, int] = {}
+        for captured in self.files:
+            topic, first = _series(captured.file)
+            newest[topic] = max(newest.get(topic, 0), first)
+        for captured in self.files:                 # only the last span of a partition was still growing
+            topic, first = _series(captured.file)
+            if first == newest[topic] and (self._place.rows(captured.file) or 0) > captured.rows:
+                table = self._place.read(captured.file)
+                if table is not None:
+                    self._place.write(captured.file, table.slice(0, captured.rows))
 
     def add(self, rows: Rows) -> None:
         """Keep counted rows for the next checkpoint."""
         self._rows.append(rows)
 
-    def write(self) -> tuple[list[Captured], list[Captured]]:
-        """Step 2 of a checkpoint: the rows as a file. Returns (files added, files no longer needed)."""
-        if not self._rows:
-            return [], []
-        table = pa.concat_tables([self._table(rows) for rows in self._rows])
+    def write(self, *, whole: bool = False) -> CaptureStep:
+        """Step 2 of a checkpoint: what of the rows since the last one is to be stored, and what is in files now.
+
+        whole : all pending rows go to files, however few
+        """
+        step = CaptureStep(self.model, removed=self._gone)
+        self._gone = []
+        tables = [table for table in map(self._table, self._rows) if table.num_rows]
         self._rows = []
-        removed: list[Captured] = []
-        if self.files and self.files[-1].rows + table.num_rows <= MERGE_ROWS:
-            last = self.files[-1]
-            table = pa.concat_tables([self._read(last, None), table], promote_options="default")
-            removed.append(last)
-        number = 1 + max((int(captured.file.split("-")[0]) for captured in self.files), default=0)
-        times = table.column("timestamp").to_numpy()
-        name = f"{number:010d}-{int(times.min())}.parquet"
-        self._store(table, f"{self._root}/events/{name}")
-        added = Captured(self.model, name, table.num_rows, int(times.min()), int(times.max()), self._labelled(table))
-        kept = [captured for captured in self.files if captured not in removed] + [added]
-        while len(kept) > 1 and sum(captured.rows for captured in kept[1:]) >= self.events_max:
-            removed.append(kept.pop(0))
-        self.files = kept
-        return [added], removed
+        if tables:
+            self._number += 1
+            self._pending.append(Pending(self._number, pa.concat_tables(tables)))
+            self._since = self.clock() if self._since is None else self._since
+        if self._pending and (whole or self._is_due()) and self.clock() >= self._again_at:
+            try:
+                self._to_files(step)
+            except OSError as error:
+                self._is_ahead = True
+                self._again_at = self.clock() + AGAIN_SECONDS
+                log.error("Captured events not written; they wait in the state.", extra={
+                    "model": self.model, "uri": self.uri, "events": self.waiting, "error": " ".join(str(error).split())[:200]})
+        self._drop_excess(step)
+        if self._pending and self._pending[-1].number == self._number and tables:
+            step.pending = (self._number, _packed(self._pending[-1].table))
+        return step
 
     def forget(self, removed: Iterable[Captured]) -> None:
         """Delete files after the transaction that no longer names them."""
         for captured in removed:
             try:
-                self._fs.delete_file(f"{self._root}/events/{captured.file}")
-            except FileNotFoundError:
-                continue
+                self._place.delete(captured.file)
+            except OSError as error:                # it is removed at the next start
+                log.warning("Captured file not removed.", extra={"file": captured.file, "error": str(error)[:200]})
+
+    # -- what others ask -------------------------------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for their file."""
+        return sum(waiting.table.num_rows for waiting in self._pending)
+
+    @property
+    def newest_time(self) -> int:
+        """The latest event time that was captured, in milliseconds; -1 before the first."""
+        pending = [int(pc.max(waiting.table["timestamp"]).as_py()) for waiting in self._pending]
+        return max([*(captured.last_time for captured in self.files), *pending], default=-1)
 
     def labelled_since(self, since_ms: int) -> int:
         """Captured events with a label from an event time on."""
@@ -109,29 +234,171 @@ class Capture:
             if captured.first_time >= since_ms:
                 count += captured.labelled
             elif captured.last_time >= since_ms:
-                table = self._read(captured, ["timestamp", *self.labels])
-                count += self._labelled(table.filter(pc.greater_equal(table["timestamp"], since_ms)))
-        return count
+                count += self._labelled(self._since_time(captured, since_ms, self.labels))
+        return count + sum(self._labelled(_from(waiting.table, since_ms)) for waiting in self._pending)
+
+    def events_since(self, since_ms: int, names: Sequence[str]) -> pa.Table:
+        """Some columns of the captured events from an event time on, and `timestamp` and `id`; in no order."""
+        wanted = [*dict.fromkeys([*names, "id", "timestamp"])]
+        parts = [self._since_time(captured, since_ms, wanted) for captured in self.files if captured.last_time >= since_ms]
+        parts += [_from(waiting.table, since_ms).select(wanted) for waiting in self._pending
+                  if set(wanted) <= set(waiting.table.column_names)]
+        return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({name: [] for name in wanted})
 
     def snapshot(self, launch_id: str) -> str:
-        """Keep what is captured now for one launch, whatever is dropped later; returns its folder. Repeating is harmless."""
-        base = f"{self._root}/launches/{launch_id}"
-        self._fs.create_dir(f"{base}/data", recursive=True)
-        for captured in self.files:
-            source, target = f"{self._root}/events/{captured.file}", f"{base}/data/{captured.file}"
-            if self._fs.get_file_info(target).type == pafs.FileType.File:
-                continue
-            if isinstance(self._fs, pafs.LocalFileSystem):
-                os.link(source, target)             # no second copy on disk; the events folder may drop its name
-            else:
-                self._fs.copy_file(source, target)
-        return self._outside(f"{base}/data")
+        """Keep what is captured now for one launch, whatever is dropped later; returns its folder.
 
-    def _outside(self, path: str) -> str:
-        """A path as somebody outside this process names it."""
-        if isinstance(self._fs, pafs.LocalFileSystem):
-            return os.path.abspath(path)
-        return f"{self.uri.split('://')[0]}://{path}"
+        Repeating it before the launch was started is harmless: the folder then holds what is captured by then.
+        """
+        folder = f"{self.model}/launches/{launch_id}/data"
+        self._place.make(folder)
+        wanted = {f"{folder}/{_flat(captured.file)}": captured.file for captured in self.files}
+        waiting = f"{folder}/waiting.parquet"
+        for name in self._place.files(folder):
+            if name not in wanted:
+                self._place.delete(name)
+        self._place.make(folder)                    # it may have gone with its last file
+        counting = {captured.file: captured.rows for captured in self.files}
+        for target, source in wanted.items():
+            if self._is_ahead and (self._place.rows(source) or 0) > counting[source]:
+                table = self._place.read(source)
+                if table is not None:
+                    self._place.write(target, table.slice(0, counting[source]))
+            else:
+                self._place.same(source, target)
+        if self._pending:
+            tables = [waiting.table.drop_columns([_PARTITION, _OFFSET]) for waiting in self._pending]
+            self._place.write(waiting, pa.concat_tables(tables, promote_options="permissive"))
+        return self._place.outside(folder)
+
+    def release(self, ended: Mapping[str, float]) -> list[str]:
+        """Remove the data of launches that ended `days_max` days ago, or 30; what they left behind (`output`) stays.
+
+        ended : launch -> when it ended, in seconds since 1970; a launch that is not in it is never touched
+        A storage that does not answer now is asked at the next end of a launch.
+        """
+        keep_seconds = (self.days_max or LAUNCH_DAYS) * 86_400
+        try:
+            return self._released(ended, keep_seconds)
+        except OSError as error:
+            log.warning("Data of ended launches not removed.", extra={"model": self.model, "error": str(error)[:200]})
+            return []
+
+    def _released(self, ended: Mapping[str, float], keep_seconds: float) -> list[str]:
+        old = [name for name in self._place.folders(f"{self.model}/launches")
+               if name in ended and self.clock() - ended[name] > keep_seconds]
+        gone = [name for name in old if "data" in self._place.folders(f"{self.model}/launches/{name}")]
+        for name in gone:
+            self._place.delete_folder(f"{self.model}/launches/{name}/data")
+        return gone
+
+    # -- files -----------------------------------------------------------------------------------------------------------
+
+    def _is_due(self) -> bool:
+        return (self.clock() - (self._since or 0.0) >= self.seconds or self.waiting >= PENDING_ROWS_MAX
+                or self._bytes() >= PENDING_BYTES_MAX)
+
+    def _bytes(self) -> int:
+        return sum(waiting.table.nbytes for waiting in self._pending)
+
+    def _to_files(self, step: CaptureStep) -> None:
+        """Every pending row into its file; `step` and `files` are changed when all of them are written."""
+        files = {captured.file: captured for captured in self.files}
+        written: dict[str, Captured] = {}
+        # Rows of other columns (a state that is older than the configuration) do not go into one file with ours.
+        for (_, topic), same in itertools.groupby(self._pending, key=lambda waiting: (waiting.table.schema, waiting.topic)):
+            parts = self._parted(topic, pa.concat_tables([waiting.table for waiting in same]), files)
+            with ThreadPoolExecutor(WRITERS) as pool:
+                grown = list(pool.map(lambda part: self._grown(files.get(part.name), part), parts))
+            for captured in grown:
+                files[captured.file] = written[captured.file] = captured
+        kept, removed = self._retained(sorted(files.values(), key=lambda one: (one.last_time, one.file)))
+        step.added = [captured for captured in written.values() if captured not in removed]
+        step.removed = [*step.removed, *removed]
+        step.done = [waiting.number for waiting in self._pending]
+        self.files, self._pending, self._since, self._is_ahead = kept, [], None, False
+
+    def _parted(self, topic: str, table: pa.Table, files: Mapping[str, Captured]) -> list[Part]:
+        """The rows of each file, by partition, span and day, in the order of their offsets."""
+        partitions, offsets = table[_PARTITION].to_numpy(), table[_OFFSET].to_numpy()
+        days = table["timestamp"].to_numpy() // DAY_MS
+        firsts, ends = self._spans(topic, partitions, offsets, files)
+        order = np.lexsort((offsets, days, firsts, partitions))
+        keys = np.stack([partitions, firsts, days])[:, order]
+        cuts = np.flatnonzero(np.any(keys[:, 1:] != keys[:, :-1], axis=0)) + 1
+        plain = table.drop_columns([_PARTITION, _OFFSET])
+        parts = []
+        for rows in np.split(order, cuts):          # turns: files, usually one per partition
+            at = rows[0]
+            day = datetime.fromtimestamp(int(days[at]) * 86_400, UTC).date()
+            series = f"{self._folder}/day={day}/{topic}-{int(partitions[at])}"
+            parts.append(Part(series, int(firsts[at]), int(ends[at]), int(offsets[at]), plain.take(pa.array(rows))))
+        return parts
+
+    def _spans(self, topic: str, partitions: NDArray[np.int64], offsets: NDArray[np.int64], files: Iterable[str]
+               ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First offset and end of the span of each row: the multiple that it lies in, or the span of a file that has it."""
+        length = max(1, round(self.file_rows / self.share))
+        firsts = offsets // length * length
+        ends = firsts + length
+        known: dict[int, set[tuple[int, int]]] = {}
+        for name in files:
+            match = _NAME.fullmatch(name)
+            if match is not None and match["topic"] == topic:
+                known.setdefault(int(match["partition"]), set()).add((int(match["first"]), int(match["end"])))
+        for partition, spans in known.items():      # turns: partitions
+            ours = partitions == partition
+            ordered = np.array(sorted(spans))
+            at = np.searchsorted(ordered[:, 0], offsets[ours], side="right") - 1
+            begin, end = ordered[np.maximum(at, 0)].T
+            inside = (at >= 0) & (offsets[ours] < end)
+            behind = np.where(at >= 0, end, 0)      # where another length was configured before, a span may begin later
+            firsts[ours] = np.where(inside, begin, np.maximum(firsts[ours], behind))
+            ends[ours] = np.where(inside, end, ends[ours])
+        return firsts, ends
+
+    def _grown(self, before: Captured | None, part: Part) -> Captured:
+        """Write a file: its rows that count, and these behind them."""
+        table = part.table
+        if before is not None:
+            kept = self._place.read(part.name)
+            if kept is not None and not kept.schema.equals(table.schema):
+                # The columns are others now: that file stays as it is, and a new one begins inside its span.
+                return self._grown(None, replace(part, first=part.offset))
+            if kept is not None:
+                table = pa.concat_tables([kept.slice(0, before.rows), table])
+        table = table.combine_chunks()              # the same rows are the same bytes, however they came together
+        times = table["timestamp"].to_numpy()
+        self._place.write(part.name, table)
+        return Captured(self.model, part.name, table.num_rows, int(times.min()), int(times.max()), self._labelled(table))
+
+    def _retained(self, files: list[Captured]) -> tuple[list[Captured], list[Captured]]:
+        """(what is kept, what goes), both by rising last event time."""
+        oldest = files[-1].last_time - self.days_max * DAY_MS if self.days_max is not None and files else -1
+        total, go = sum(captured.rows for captured in files), 0
+        while go < len(files) - 1 and (
+            total - files[go].rows >= self.events_max or files[go].last_time < oldest or len(files) - go > FILES_MAX
+        ):
+            total -= files[go].rows
+            go += 1
+        return files[go:], files[:go]
+
+    def _drop_excess(self, step: CaptureStep) -> None:
+        """Without a storage for long, the oldest waiting rows are dropped: monitoring goes on in bounded memory."""
+        while self._bytes() > 4 * PENDING_BYTES_MAX:
+            gone = self._pending.pop(0)
+            self.dropped += gone.table.num_rows
+            step.done.append(gone.number)
+            log.error("Captured events dropped: their storage cannot be written for too long.", extra={
+                "model": self.model, "uri": self.uri, "events": gone.table.num_rows, "in_all": self.dropped})
+
+    # -- rows ------------------------------------------------------------------------------------------------------------
+
+    def _since_time(self, captured: Captured, since_ms: int, names: Sequence[str]) -> pa.Table:
+        table = self._place.read(captured.file, [*dict.fromkeys([*names, "timestamp"])])
+        if table is None:
+            return pa.table({name: pa.array([], pa.null()) for name in [*dict.fromkeys([*names, "timestamp"])]})
+        return _from(table.slice(0, captured.rows), since_ms)
 
     def _table(self, rows: Rows) -> pa.Table:
         merged = {**rows.columns, **rows.others}
@@ -146,31 +413,26 @@ class Capture:
             place = f"{rows.topic}:{rows.partition}:"
             arrays["id"] = pa.array([f"{place}{offset}" for offset in rows.offsets.tolist()], pa.string())
         arrays["timestamp"] = pa.array(rows.times, pa.int64())
-        return pa.table(arrays)
+        arrays[_PARTITION] = pa.array(np.full(len(rows), rows.partition, np.int64))
+        arrays[_OFFSET] = pa.array(rows.offsets, pa.int64())
+        table = pa.table(arrays, metadata={_TOPIC: rows.topic})
+        if self.share < 1:
+            keys = keys_of(rows.topic, rows.partition, rows.offsets)
+            table = table.filter(pa.array(keys < np.uint64(self.share * 2.0**64)))
+        return table
 
     def _labelled(self, table: pa.Table) -> int:
-        if not self.labels or not table.num_rows:
-            return int(table.num_rows)
         present = np.ones(table.num_rows, bool)
         for name in self.labels:
             present &= table.column(name).is_valid().to_numpy()
         return int(present.sum())
 
-    def _read(self, captured: Captured, columns: list[str] | None) -> pa.Table:
-        return pq.read_table(f"{self._root}/events/{captured.file}", filesystem=self._fs, columns=columns)
 
-    def _store(self, table: pa.Table, path: str) -> None:
-        if not isinstance(self._fs, pafs.LocalFileSystem):
-            pq.write_table(table, path, filesystem=self._fs, compression="zstd")
-            return                                  # an object appears whole, at close
-        with open(f"{path}.tmp", "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())                 # the transaction that names it must not outlive it
-        os.replace(f"{path}.tmp", path)
+def _from(table: pa.Table, since_ms: int) -> pa.Table:
+    return table.filter(pc.greater_equal(table["timestamp"], since_ms))
 
 
-def _numbers(values: np.ndarray[Any, np.dtype[np.float64]]) -> pa.Array:
+def _numbers(values: NDArray[np.float64]) -> pa.Array:
     """Numbers, or vectors as lists of one length; NaN, or a vector of NaN throughout, is missing."""
     if values.ndim == 1:
         return pa.array(values, pa.float64(), from_pandas=True)
@@ -178,33 +440,29 @@ def _numbers(values: np.ndarray[Any, np.dtype[np.float64]]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=pa.array(missing))
 
 
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system and path of a folder name or an s3:// URI; AWS_ENDPOINT_URL names another S3 than Amazon's."""
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), os.path.abspath(uri)
-    try:
-        if uri.startswith("s3://") and os.environ.get("AWS_ENDPOINT_URL") and "endpoint_override" not in uri:
-            endpoint = os.environ["AWS_ENDPOINT_URL"]
-            scheme, _, host = endpoint.partition("://")
-            bucket = uri.removeprefix("s3://").rstrip("/")
-            return pafs.S3FileSystem(endpoint_override=host.rstrip("/"), scheme=scheme), bucket
-        fs, path = pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{uri!r}: expected a folder, a file or s3://bucket/path, got {str(error)[:160]}") from None
-    return fs, path.rstrip("/")
+def _series(file: str) -> tuple[str, int]:
+    """The partition that a file is of, and its first offset."""
+    match = _NAME.fullmatch(file)
+    return (file, 0) if match is None else (f"{match['topic']}-{match['partition']}", int(match["first"]))
 
 
+def _flat(file: str) -> str:
+    """A captured file's name in a launch's one folder: the day and the name.
 
-def read_text(uri: str, bytes_max: int = 256 << 20) -> str:
-    """A small text file from a folder or a bucket; ConfigError when it cannot be read."""
-    try:
-        fs, path = filesystem(uri)
-        with fs.open_input_stream(path) as stream:
-            content: bytes = stream.read(bytes_max + 1)
-        if len(content) > bytes_max:
-            raise ConfigError(f"{uri}: expected at most {bytes_max >> 20} MiB, got more")
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{uri}: expected UTF-8 text, got other bytes") from None
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"{uri}: cannot be read: {str(error)[:200]}; check the path and the rights") from None
+    >>> _flat("events/model=m/day=2026-01-31/orders-0-000000000000-000000010000.parquet")
+    '2026-01-31-orders-0-000000000000-000000010000.parquet'
+    """
+    *_, day, name = file.split("/")
+    return f"{day.removeprefix('day=')}-{name}"
+
+
+def _packed(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _unpacked(blob: bytes) -> pa.Table:
+    with pa.ipc.open_stream(blob) as reader:
+        return reader.read_all()

@@ -78,6 +78,7 @@ class Stream:
     waiting: dict[TopicPartition, list[Rows]] = field(default_factory=dict)     # too far ahead to be counted yet
     ahead: dict[TopicPartition, int] = field(default_factory=dict)      # the clock at the first waiting event
     sampling: Sampling | None = None                # the rows that are kept of each pane; None: none are
+    histograms_only: bool = False                   # no value is kept: no rows, and no names of levels
     samples: dict[int, Sample] = field(default_factory=dict)            # of the open panes
     notes: dict[int, Notes] = field(default_factory=dict)               # of the open panes; NO_PANE: before the first event
 
@@ -86,7 +87,8 @@ class Stream:
         positions = {key: Position(position.next_offset, position.clock, position.in_a_row)
                      for key, position in self.positions.items()}
         return Stream(self.model, version, self.topic, reference, self.pane_ms, self.lateness_ms, positions,
-                      outcomes=self.outcomes, late=self.late, waiting=self.waiting, ahead=self.ahead, sampling=self.sampling)
+                      outcomes=self.outcomes, late=self.late, waiting=self.waiting, ahead=self.ahead, sampling=self.sampling,
+                      histograms_only=self.histograms_only)
 
     def watermark(self, idle: frozenset[TopicPartition], assigned: frozenset[TopicPartition]) -> int:
         """Event time, in milliseconds, up to which we believe to have seen everything; -1 when nothing is known."""
@@ -314,9 +316,9 @@ def _count(stream: Stream, parts: Sequence[tuple[Rows, NDArray[np.int64]]]) -> N
         stream.open[pane] = profile if known is None else known + profile
         stream.changed.add(pane)
         seen.update(categories[profile.counts[categories[:, 0], categories[:, 1]] > 0, 0].tolist())
-    if seen:
+    if seen and not stream.histograms_only:
         note_unseen(stream.notes, stream.reference, columns, distinct[group], sorted(seen))
-    if stream.sampling is not None:
+    if stream.sampling is not None and not stream.histograms_only:
         stream.samples.update(draw(
             stream.sampling, stream.samples, [rows for rows, _ in parts], columns, distinct, group))
 

@@ -6,9 +6,10 @@ Kafka's own group offsets are written afterwards, for lag tools only, and are ne
 
 A checkpoint, in this order:
   1. the dead letters of refused records are flushed          (again after a crash: at least once)
-  2. the captured events are on disk under their final name    (files that no checkpoint names are removed at start)
-  3. one transaction: offsets, panes, alarm states, captured files, outbox, history
+  2. captured events whose time has come are in their files    (rows behind those that count are cut off at start)
+  3. one transaction: offsets, panes, alarm states, captured files and rows that wait for one, outbox, history
   4. the source is told which offsets are safe
+  5. whoever asked for something is told that it is done
 
 One process holds a state file, by a lock that the system takes away when the process dies. The file carries a format
 number; another format, a damaged file or a state that belongs to another reference is refused with what to do.
@@ -25,6 +26,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -35,13 +37,15 @@ from detectors.reference import Reference
 from monitor.errors import CheckpointRefused, StateInUse
 from monitor.flow import Sample
 from monitor.state.notes import Notes
-from monitor.state.panes import SEGMENT, Position, Stream
+from monitor.state.panes import NO_PANE, SEGMENT, Position, Stream
 from monitor.state.sample import from_bytes, in_time_order, to_bytes
 
 FORMAT = 1
 #: Decided panes that stay in the file, for `explain` and for looking back: a week of minutes.
 KEPT_PANES = 10_080
 KEPT_ALARMS = 1_000
+#: Lines of the audit trail per model: at one an hour, more than a year.
+KEPT_AUDIT = 10_000
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -74,6 +78,16 @@ CREATE TABLE IF NOT EXISTS samples (
     PRIMARY KEY (model, version, segment, pane)) WITHOUT ROWID
 """
 
+_AUDIT = """
+CREATE TABLE IF NOT EXISTS audit (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL)
+"""
+
+
+_CAPTURED_ROWS = """
+CREATE TABLE IF NOT EXISTS captured_rows (
+    model TEXT, number INTEGER, document BLOB NOT NULL, PRIMARY KEY (model, number)) WITHOUT ROWID
+"""
+
 
 class Counters(msgspec.Struct):
     """The numbers of a stream that are not panes."""
@@ -99,6 +113,21 @@ class Captured(msgspec.Struct, frozen=True):
     labelled: int
 
 
+@dataclass(slots=True)
+class CaptureStep:
+    """What one checkpoint changes of one model's captured events.
+
+    added, removed : files that are named (anew), and files that no longer are
+    pending        : rows that wait for their file, under a number      done : numbers of those that wait no longer
+    """
+
+    model: str
+    added: list[Captured] = field(default_factory=list)
+    removed: list[Captured] = field(default_factory=list)
+    pending: tuple[int, bytes] | None = None
+    done: list[int] = field(default_factory=list)
+
+
 class Store:
     """One state file, held by one process."""
 
@@ -122,6 +151,8 @@ class Store:
             self._db.execute("PRAGMA synchronous=FULL")
             self._open_format()
             self._db.execute(_SAMPLES)
+            self._db.execute(_CAPTURED_ROWS)
+            self._db.execute(_AUDIT)
         except sqlite3.DatabaseError as error:
             self.close()
             raise CheckpointRefused(
@@ -208,6 +239,8 @@ class Store:
 
     def decided(self, stream: Stream, panes: int) -> list[tuple[int, Profile]]:
         """The last decided panes of a stream after its origin, oldest first: what the windows are made of."""
+        if stream.last_decided == NO_PANE:          # those that are there were decided before the version came back
+            return []
         rows = self._db.execute(
             "SELECT pane, profile FROM panes WHERE model = ? AND version = ? AND segment = ? AND decided = 1 AND pane > ? "
             "AND pane > ? ORDER BY pane",
@@ -294,17 +327,40 @@ class Store:
                 decided.append((pane, in_time_order(sample), events))
         return decided
 
-    def save_samples(self, db: sqlite3.Connection, stream: Stream, decided: Mapping[int, Sample]) -> None:
-        """The sampled rows of the changed open panes and of those that were decided since the last time."""
+    def save_samples(self, db: sqlite3.Connection, stream: Stream, decided: Mapping[int, Sample],
+                     keep_from: int | None = None) -> None:
+        """The sampled rows of the changed open panes and of those that were decided since the last time.
+
+        keep_from : this pane and later ones are still needed, whatever the sampling forgets
+        """
         if stream.sampling is None:
             return
+        last = stream.last_decided - stream.sampling.panes
+        last = last if keep_from is None else min(last, keep_from - 1)
         written = [(pane, stream.samples[pane]) for pane in sorted(stream.changed) if pane in stream.samples]
+        decided = {pane: sample for pane, sample in decided.items() if pane > last}     # of a long stretch only its end
         db.executemany(
             "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
             [(stream.model, stream.version, SEGMENT, pane, to_bytes(sample)) for pane, sample in (*written, *decided.items())])
         if decided:
             db.execute("DELETE FROM samples WHERE model = ? AND (version <> ? OR pane <= ?)",
-                       (stream.model, stream.version, stream.last_decided - stream.sampling.panes))
+                       (stream.model, stream.version, last))
+
+    def window(self, model: str, version: str, first: int, last: int) -> list[Profile]:
+        """The counts of the decided panes from `first` to `last`, oldest first; those that are no longer kept are absent."""
+        rows = self._db.execute(
+            "SELECT profile FROM panes WHERE model = ? AND version = ? AND segment = ? AND decided = 1 AND pane BETWEEN ? AND ? "
+            "ORDER BY pane", (model, version, SEGMENT, first, last))
+        return [unpacked(profile) for (profile,) in rows]
+
+    def samples(self, model: str, version: str, first: int, last: int) -> list[bytes]:
+        """The sampled rows of these panes as they are stored, oldest first; none where none were kept."""
+        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'samples'").fetchone():
+            return []                               # a state of before, looked at without being opened for writing
+        rows = self._db.execute(
+            "SELECT document FROM samples WHERE model = ? AND version = ? AND segment = ? AND pane BETWEEN ? AND ? ORDER BY pane",
+            (model, version, SEGMENT, first, last))
+        return [document for (document,) in rows]
 
     def save_checks(self, db: sqlite3.Connection, model: str, document: str) -> None:
         """What the checks of data quality remember of one model."""
@@ -329,11 +385,16 @@ class Store:
              for (topic, partition), position in stream.positions.items()],
         )
 
+    def forget_open(self, db: sqlite3.Connection, model: str, version: str) -> None:
+        """Set aside (2) what an earlier stream of this version left undecided: a version that comes back begins anew."""
+        db.execute("UPDATE panes SET decided = 2 WHERE model = ? AND version = ? AND decided = 0", (model, version))
+        db.execute("DELETE FROM samples WHERE model = ? AND version = ?", (model, version))
+
     # -- history and outbox --------------------------------------------------------------------------------------------
 
     def append(self, db: sqlite3.Connection, table: str, model: str, documents: Iterable[str], keep: int = KEPT_ALARMS) -> None:
-        """Add to `alarms` or `decisions`, which keep their newest entries."""
-        assert table in ("alarms", "decisions")
+        """Add to `alarms`, `decisions` or `audit`, which keep their newest entries."""
+        assert table in ("alarms", "decisions", "audit")
         rows = [(model, document) for document in documents]
         if rows:
             db.executemany(f"INSERT INTO {table} (model, document) VALUES (?, ?)", rows)
@@ -343,8 +404,10 @@ class Store:
             )
 
     def history(self, table: str, model: str | None = None) -> list[str]:
-        """The documents of `alarms`, `decisions` or `launches`, oldest first."""
-        assert table in ("alarms", "decisions", "launches")
+        """The documents of `alarms`, `decisions`, `launches` or `audit`, oldest first; a state begun without one has none."""
+        assert table in ("alarms", "decisions", "launches", "audit")
+        if table == "audit" and not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'audit'").fetchone():
+            return []                               # only looked at, and written by a service that had no such table
         order = "rowid" if table == "launches" else "seq"
         where, values = ("WHERE model = ?", (model,)) if model else ("", ())
         return [row[0] for row in self._db.execute(f"SELECT document FROM {table} {where} ORDER BY {order}", values)]
@@ -362,8 +425,17 @@ class Store:
             "SELECT model, file, rows, first_time, last_time, labelled FROM captures WHERE model = ? ORDER BY rowid", (model,))
         return [Captured(*row) for row in rows]
 
-    def save_captures(self, db: sqlite3.Connection, added: Iterable[Captured], removed: Iterable[Captured]) -> None:
-        """Name new files and forget old ones."""
+    def pending_captures(self, model: str) -> list[tuple[int, bytes]]:
+        """The captured rows that wait for their file, oldest first: (number, rows)."""
+        return list(self._db.execute(
+            "SELECT number, document FROM captured_rows WHERE model = ? ORDER BY number", (model,)))
+
+    def save_captures(self, db: sqlite3.Connection, step: CaptureStep) -> None:
+        """Name new files and forget old ones; keep rows that wait, and drop those that wait no longer."""
+        removed, added = step.removed, step.added
+        db.executemany("DELETE FROM captured_rows WHERE model = ? AND number = ?", [(step.model, n) for n in step.done])
+        if step.pending is not None:
+            db.execute("INSERT OR REPLACE INTO captured_rows VALUES (?, ?, ?)", (step.model, *step.pending))
         db.executemany("DELETE FROM captures WHERE model = ? AND file = ?", [(c.model, c.file) for c in removed])
         db.executemany(
             "INSERT OR REPLACE INTO captures VALUES (?, ?, ?, ?, ?, ?)",

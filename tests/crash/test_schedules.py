@@ -101,7 +101,7 @@ def test_captured_events_are_exactly_the_counted_ones(messages, tmp_path):
     import pyarrow.parquet as pq
 
     run(tmp_path, schedule(messages, 5))
-    table = pq.read_table(tmp_path / "captured" / "m" / "events")
+    table = pq.read_table(tmp_path / "captured" / "events" / "model=m")
     ids = [value for value in table["id"].to_pylist() if value != "end"]
     wanted = [event["id"] for part in messages.values() for value in part if not value.startswith(b'{"ts": 1,')
               for event in [json.loads(value)] if event["id"] != "end"]
@@ -109,4 +109,5 @@ def test_captured_events_are_exactly_the_counted_ones(messages, tmp_path):
     store = Store(tmp_path / "state.db")
     named = {captured.file for captured in store.captures("m")}
     store.close()
-    assert {path.name for path in (tmp_path / "captured" / "m" / "events").iterdir()} == named
+    root = tmp_path / "captured"
+    assert {str(path.relative_to(root)) for path in (root / "events").rglob("*") if path.is_file()} == named

@@ -67,6 +67,7 @@ def configuration(folder: Path, broker: str, topic: str, *, promote: bool) -> Pa
     config = {
         "service": {"listen": "127.0.0.1:0", "state": f"sqlite:///{folder}/state.db", "checkpoint_seconds": 0.05,
                     "dead_letters": f"file:{folder}/dead.jsonl"},
+        "reports": {"enabled": False},              # one takes ten seconds of a processor; tests of reports switch them on
         "kafka": {"bootstrap_servers": [broker], "group": f"{topic}-{folder.name}", "session_timeout_seconds": 1.0,
                   "poll_records": 700},
         "monitors": [{

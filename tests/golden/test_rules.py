@@ -16,8 +16,10 @@ from dashboards import command, rules
 from dashboards.rules import Settings, recordings, series
 from dashboards.rules_alerts import LOWER_IS_BETTER, alerts
 from dashboards.rules_files import document, pages, text
-from monitor import cli, config, metrics
+from monitor import alert_words, cli, config, metrics
+from monitor.alert_words import ACTION_LABEL, ACTION_RETRAIN
 from monitor.errors import ConfigError
+from monitor.expose import alertmanager
 from monitor.metrics import CATALOGUE
 from tests.conftest import missing
 
@@ -201,7 +203,7 @@ def test_a_matcher_on_a_label_that_the_metric_lacks_is_refused():
 def test_prometheus_takes_the_scrape_configuration_with_the_rules_beside_it(promtool_binary, tmp_path):
     shutil.copy(CHECKOUT / "deploy" / "prometheus" / "prometheus.yml", tmp_path)
     (tmp_path / "rules.yaml").write_text(text(Settings()))
-    assert "30 rules found" in ran(promtool_binary, "check", "config", tmp_path / "prometheus.yml")
+    assert "32 rules found" in ran(promtool_binary, "check", "config", tmp_path / "prometheus.yml")
     [job] = yaml.safe_load((tmp_path / "prometheus.yml").read_text())["scrape_configs"]
     assert job["job_name"] == Settings().job
     assert job["sample_limit"] > config.Limits().series
@@ -222,6 +224,26 @@ def test_amtool_finds_no_fault_in_the_routes_and_no_secret_stands_in_them(amtool
     assert "1 templates" in said
     words = (ALERTMANAGER / "alertmanager.yml").read_text()
     assert re.findall(r"^\s*(slack_api_url|api_url|smtp_auth_password|credentials|bearer_token|password):", words, re.M) == []
+
+
+def test_the_way_back_posts_to_the_receiver_with_the_token_of_a_file_and_nothing_that_is_over():
+    routes = yaml.safe_load((ALERTMANAGER / "alertmanager.yml").read_text())
+    [trigger] = next(one for one in routes["receivers"] if one["name"] == "tidemark-trigger")["webhook_configs"]
+    service = yaml.safe_load((CHECKOUT / "deploy" / "kubernetes" / "service" / "service.yaml").read_text())
+    name, port = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc", service["spec"]["ports"][0]["port"]
+    assert trigger["url"] == f"http://{name}:{port}{alertmanager.PATH}"
+    assert trigger["http_config"]["authorization"] == {
+        "type": "Bearer", "credentials_file": "/etc/alertmanager/secrets/tidemark-token"}
+    assert (trigger["send_resolved"], trigger.get("max_alerts", 0)) == (False, 0)
+    matchers = [route["matchers"] for route in routes["route"]["routes"][0]["routes"] if route["receiver"] == "tidemark-trigger"]
+    assert matchers == [[f'{ACTION_LABEL}="{ACTION_RETRAIN}"']]
+
+
+def test_every_alert_that_the_service_sends_itself_is_named_on_its_page_and_has_a_rule():
+    page = (CHECKOUT / "docs" / "alertmanager.md").read_text()
+    listed = re.findall(r"Tidemark[A-Z]\w+", page.split("### The same alerts by either way")[1].split("What differs")[0])
+    assert listed == [words.name for words in alert_words.ALL]
+    assert set(listed) <= set(ALERTS)
 
 
 @pytest.mark.parametrize(("labels", "receivers"), [
@@ -280,7 +302,7 @@ def test_a_message_of_what_is_over_says_so(amtool_binary, tmp_path):
 
 def test_the_command_renders_what_is_checked_in_but_for_its_first_line(tmp_path, capsys):
     assert cli.main(["render", "-o", str(tmp_path)]) == 0
-    assert "20 alerts for any model" in capsys.readouterr().out
+    assert "22 alerts for any model" in capsys.readouterr().out
     for name, path in (("rules.yaml", "dashboards/generated/rules.yaml"),
                        ("prometheusrule.yaml", "deploy/prometheus/prometheusrule.yaml")):
         assert (tmp_path / name).read_text().splitlines()[1:] == pages()[path].splitlines()[1:]

@@ -39,7 +39,7 @@ scrape_configs:
     static_configs: [{targets: ["127.0.0.1:PORT"]}]
 """
 #: Queries that have no data in this run, and why: (dashboard, panel id, query).
-EMPTY: dict[tuple[str, int, str], str] = {}
+EMPTY: dict[tuple[str, int, str], str] = {("service", 36, "A"): "this run sends its alerts to no Alertmanager itself"}
 #: What Grafana puts in the place of its variables: all of everything, the columns and models of the run.
 VARIABLES = {"job": ".+", "version": ".+", "segment": ".+", "detector": "cusum|psi|js|tv|ks|wasserstein|chi2", "column": "x",
              "__rate_interval": "5s", "__interval": "1s", "__range": "120s"}

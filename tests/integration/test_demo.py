@@ -1,8 +1,9 @@
-"""`tidemark demo` as a user runs it, without a terminal: the loop closes by itself, with /metrics served meanwhile."""
+"""`tidemark demo` as a user runs it, without a terminal: the loop closes by itself, with page and /metrics served meanwhile."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -20,20 +21,26 @@ STORY = ["started", "trained", "watching", "quiet", "changed", "alarm", "severe"
 @pytest.mark.timeout(240)
 def test_the_demo_closes_the_loop_in_under_three_minutes() -> None:
     begun = time.monotonic()
-    demo = subprocess.Popen([sys.executable, "-m", "monitor.cli", "demo", "--json"], cwd=CHECKOUT, text=True,
+    demo = subprocess.Popen([sys.executable, "-m", "monitor.cli", "demo", "--json", "--stay"], cwd=CHECKOUT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert demo.stdout is not None
     assert demo.stderr is not None
-    events, metrics = [], ""
+    events, metrics, pages = [], "", []
     for line in demo.stdout:
         events.append(json.loads(line))
         if events[-1]["event"] == "severe":
-            address = next(event["address"] for event in events if event["event"] == "watching")
-            metrics = urllib.request.urlopen(address, timeout=10).read().decode()
+            watching = next(event for event in events if event["event"] == "watching")
+            metrics = urllib.request.urlopen(watching["address"], timeout=10).read().decode()
+            pages.append(urllib.request.urlopen(f"{watching['page']}models/digits", timeout=10).read().decode())
+        if events[-1]["event"] == "staying":                            # it goes on until somebody has seen enough
+            pages.append(urllib.request.urlopen(f"{events[-1]['page']}models/digits", timeout=10).read().decode())
+            demo.send_signal(signal.SIGINT)
     errors = demo.stderr.read()
     assert (demo.wait(30), errors) == (0, ""), events[-1]
     assert [name for name in dict.fromkeys(event["event"] for event in events) if name in STORY] == STORY
     assert time.monotonic() - begun < 180
     assert 'tidemark_score{model="digits"' in metrics
-    closed = events[-1]
+    assert "Score of digits over time" in pages[0]
+    assert "takes the place of 1" in pages[1]
+    closed = next(event for event in events if event["event"] == "closed")
     assert closed["accuracy_before"] > closed["accuracy_after"] > closed["accuracy_drifted"] + 0.1

@@ -60,6 +60,7 @@ def configuration(folder, detectors=OURS, **monitor):
     return parse(yaml.safe_dump({
         "service": {"state": f"sqlite:///{folder}/state.db", "checkpoint_seconds": 0.05, "dead_letters": "none"},
         "files": {"paths": [str(folder / "events.jsonl")]},
+        "reports": {"enabled": False},              # rows are kept for the detectors alone
         "monitors": [{"model": "m", "topic": "t", "reference": str(folder / "reference.json"),
                       "schema": {"timestamp": "ts", "columns": {"truth": {"role": "label", "kind": "category"}}},
                       "pane": {"seconds": 1, "lateness_seconds": 0}, "detectors": detectors, **monitor}],

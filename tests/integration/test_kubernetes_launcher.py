@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,70 +18,13 @@ from monitor import config
 from monitor.errors import LaunchFailed
 from monitor.flow import JobStatus, Launch
 from monitor.retrain.launchers.kubernetes import KubernetesJobs
-from monitor.retrain.launchers.kubernetes_job import LAUNCH_LABEL, job_manifest, job_name
-from tests.conftest import free_port, missing, wait_until
-from tests.k8s.control_plane import ControlPlane, why_not
+from monitor.retrain.launchers.kubernetes_job import job_manifest
+from monitor.retrain.launchers.kubernetes_pod import LAUNCH_LABEL, job_name
+from tests.conftest import free_port, wait_until
+from tests.integration.conftest import DEPLOY, documents
+from tests.k8s.control_plane import ControlPlane
 
-DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
-_numbers = itertools.count(1)
-
-
-def documents(folder: Path = DEPLOY) -> Iterator[dict[str, Any]]:
-    """Every manifest that the kustomization names, in its order, in the kustomization's namespace."""
-    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    for resource in kustomization["resources"]:
-        path = folder / resource
-        if path.is_dir():
-            yield from documents(path)
-        else:
-            yield from yaml.safe_load_all(path.read_text())
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    if lack := why_not():
-        missing("kubernetes", lack)
-    control_plane = ControlPlane(tmp_path_factory.mktemp("kubernetes"))
-    try:
-        control_plane.start()
-        yield control_plane
-    finally:
-        control_plane.stop()
-
-
-@pytest.fixture
-def training(cluster: ControlPlane) -> Iterator[str]:
-    """A training namespace with the rights that deploy/kubernetes gives there, and nothing else."""
-    namespace = cluster.namespace()
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tidemark"}})
-    for document in documents():
-        if document["kind"] == "ServiceAccount":
-            cluster.apply(document)
-        if document["kind"] in {"Role", "RoleBinding"}:
-            cluster.apply(document | {"metadata": document["metadata"] | {"namespace": namespace}})
-    yield namespace
-    # A pod that is left waiting would take the next test's GPU.
-    cluster.request("DELETE", f"/apis/batch/v1/namespaces/{namespace}/jobs", propagationPolicy="Background")
-    cluster.request("DELETE", f"/api/v1/namespaces/{namespace}/pods", gracePeriodSeconds="0")
-    wait_until(lambda: not pods(cluster, namespace), 30, "the pods' removal")
-
-
-@pytest.fixture
-def launcher(cluster: ControlPlane, training: str) -> Callable[..., KubernetesJobs]:
-    """Makes launchers that use the ServiceAccount tidemark's token and nothing else."""
-    kubeconfig = cluster.kubeconfig("tidemark", cluster.token("tidemark", "tidemark"))
-
-    def make(**changes: Any) -> KubernetesJobs:
-        settings = {"image": "registry.example/train:7", "namespace": training, "kubeconfig": str(kubeconfig)} | changes
-        return KubernetesJobs(config.KubernetesLauncher(**settings), capture_uri="s3://tidemark/captures")
-
-    return make
-
-
-@pytest.fixture
-def launch() -> Launch:
-    return Launch(id=f"{next(_numbers):012x}", model="employment", version="7", episode=1, launcher="kubernetes",
-                  state="approved", reason="{}", steps=(), data_uri="s3://t/events", output_uri="s3://t/out")
+_numbers = itertools.count(1_000_000)
 
 
 def pods(cluster: ControlPlane, namespace: str) -> list[dict[str, Any]]:
@@ -94,7 +37,8 @@ def node_of(cluster: ControlPlane, namespace: str) -> str:
     return str(next(pod["spec"]["nodeName"] for pod in pods(cluster, namespace) if "nodeName" in pod["spec"]))
 
 
-def play(cluster: ControlPlane, namespace: str, phase: str, *, exit_code: int | None = None, words: str = "") -> None:
+def play(cluster: ControlPlane, namespace: str, phase: str, *, exit_code: int | None = None, words: str = "",
+         conditions: Sequence[dict[str, str]] = ()) -> None:
     """Set every unfinished pod's status, as a kubelet would."""
     for pod in pods(cluster, namespace):
         if pod["status"]["phase"] in {"Succeeded", "Failed"}:
@@ -102,7 +46,7 @@ def play(cluster: ControlPlane, namespace: str, phase: str, *, exit_code: int | 
         state: dict[str, Any] = {"running": {}} if exit_code is None else {
             "terminated": {"exitCode": exit_code, "reason": "Error" if exit_code else "Completed", "message": words}}
         cluster.request("PATCH", f"/api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}/status", {"status": {
-            "phase": phase, "conditions": [{"type": "Ready", "status": "True" if phase == "Running" else "False"}],
+            "phase": phase, "conditions": [{"type": "Ready", "status": "True" if phase == "Running" else "False"}, *conditions],
             "containerStatuses": [{"name": each["name"], "image": each["image"], "imageID": "", "restartCount": 0,
                                    "ready": phase == "Running", "state": state} for each in pod["spec"]["containers"]],
         }}, kind="merge-patch+json")
@@ -118,7 +62,7 @@ def test_a_job_lands_on_the_gpu_node_runs_and_comes_back_succeeded(
         cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
     jobs = launcher()
     with cluster.node("cpu"), cluster.node("gpu", gpus=1, taint=True):
-        assert jobs.start(launch) == job_name(launch)
+        assert jobs.start(launch) == f"Job/{training}/{job_name(launch)}"
         assert node_of(cluster, training) == "gpu"
         play(cluster, training, "Running")
         until(jobs, launch, "running")
@@ -135,23 +79,49 @@ def test_without_gpus_a_job_lands_on_the_cpu_node(
 
 def test_a_failed_training_comes_back_with_exit_code_and_last_words(
         cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
-    jobs = launcher(backoff_limit=0)
+    jobs = launcher()
     with cluster.node("gpu", gpus=1):
         jobs.start(launch)
         node_of(cluster, training)
         play(cluster, training, "Failed", exit_code=1, words="step 41\nloss is not finite\n")
         status = until(jobs, launch, "failed")
-    assert status.detail.startswith("BackoffLimitExceeded")
+    assert status.detail.startswith("PodFailurePolicy")
     assert status.detail.endswith("exit code 1: step 41 loss is not finite")
 
 
-def test_a_usage_error_is_not_tried_again(
+def test_a_killed_pod_is_tried_again_as_often_as_the_limit_says(
+        cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
+    jobs = launcher(backoff_limit=1)
+    with cluster.node("gpu", gpus=1):
+        jobs.start(launch)
+        node_of(cluster, training)
+        play(cluster, training, "Failed", exit_code=137)
+        wait_until(lambda: len(pods(cluster, training)) == 2, 60, "the second try")
+        assert "1 failed before; exit code 137" in jobs.status(launch).detail
+        wait_until(lambda: all("nodeName" in pod["spec"] for pod in pods(cluster, training)), 30, "scheduling")
+        play(cluster, training, "Failed", exit_code=137)
+        assert until(jobs, launch, "failed").detail.startswith("BackoffLimitExceeded")
+
+
+def test_a_preempted_pod_is_replaced_and_counts_toward_no_limit(
+        cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
+    jobs = launcher(backoff_limit=0)
+    with cluster.node("gpu", gpus=1):
+        jobs.start(launch)
+        node_of(cluster, training)
+        play(cluster, training, "Failed", exit_code=143, conditions=[
+            {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}])
+        wait_until(lambda: len(pods(cluster, training)) == 2, 60, "the pod in its place")
+        assert jobs.status(launch).state == "queued"
+
+
+def test_a_program_that_fails_is_not_tried_again(
         cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
     jobs = launcher(backoff_limit=5)
     with cluster.node("gpu", gpus=1):
         jobs.start(launch)
         node_of(cluster, training)
-        play(cluster, training, "Failed", exit_code=78)
+        play(cluster, training, "Failed", exit_code=1)
         status = until(jobs, launch, "failed")
         assert len(pods(cluster, training)) == 1
     assert status.detail.startswith("PodFailurePolicy")
@@ -211,7 +181,7 @@ def test_cancelling_removes_the_job_and_its_pods_and_may_be_repeated(
 
 def test_the_deadline_fails_a_job_that_waits_or_runs_too_long(
         cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
-    jobs = launcher(deadline_hours=1 / 3600)
+    jobs = launcher(deadline_hours=1 / 3600, queue_hours=1 / 3600)
     jobs.start(launch)
     assert until(jobs, launch, "failed").detail.startswith("DeadlineExceeded")
 
@@ -332,18 +302,18 @@ def test_a_server_with_a_certificate_of_another_authority_is_not_talked_to(
 
 
 def test_renewed_credentials_are_used_without_a_restart(
-        cluster: ControlPlane, tmp_path: Path, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
+        cluster: ControlPlane, training: str, tmp_path: Path, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(cluster.kubeconfig("expired", "expired").read_text())
     jobs = launcher(kubeconfig=str(path))
     with pytest.raises(LaunchFailed, match="401"):
         jobs.start(launch)
     path.write_text((cluster.folder / "tidemark.yaml").read_text())
-    assert jobs.start(launch) == job_name(launch)
+    assert jobs.start(launch) == f"Job/{training}/{job_name(launch)}"
 
 
 def test_in_a_pod_the_service_accounts_own_token_is_used(
-        cluster: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        cluster: ControlPlane, training: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
     from kubernetes.config import incluster_config
 
@@ -353,7 +323,7 @@ def test_in_a_pod_the_service_accounts_own_token_is_used(
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(cluster.port))
     jobs = launcher(kubeconfig=None)
-    assert jobs.start(launch) == job_name(launch)
+    assert jobs.start(launch) == f"Job/{training}/{job_name(launch)}"
     assert jobs.status(launch).state == "queued"
 
 
@@ -389,4 +359,4 @@ def test_every_manifest_file_is_named_by_its_kustomization() -> None:
     for folder in (DEPLOY, DEPLOY / "service", DEPLOY / "training"):
         named = set(yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"])
         there = {path.name for path in folder.iterdir()} - {"kustomization.yaml"}
-        assert named == there
+        assert named == there - {"kinds"}           # those are applied one by one, where they are used

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
@@ -16,7 +17,7 @@ from monitor.expose.exporter import Exporter
 from monitor.flow import Reading
 from tests.catalogue import differences
 from tests.conftest import Process, free_port, wait_until
-from tests.unit.expose.shown import World, snapshot, status
+from tests.unit.expose.shown import POSTS, World, alarm, snapshot, status
 
 _CONFIG = """
 global: {scrape_interval: 1s, scrape_timeout: 1s}
@@ -41,6 +42,8 @@ def service():
     exporter, world = Exporter(10_000), World(6)
     show_with_distances(world, exporter, shift=1.0)
     exporter.observe(("loans", "1", "all"), [Reading("hellinger", "city", "prediction", 0, 60.0, 0.3, True, 0.2, 0.1, 0.2)])
+    exporter.alert_posts = lambda: POSTS
+    exporter.reported("loans", 14.0)
     exporter.service(snapshot(status(skipped={"mmd": 1}, failed={"mmd": 0})))
     server = Server(application(exporter), "127.0.0.1", 0)
     server.start()
@@ -49,24 +52,36 @@ def service():
 
 
 @pytest.fixture
-def query(prometheus_binary, service, tmp_path):
-    """A function that asks a Prometheus which scrapes the service: expression -> [(labels, value)]."""
+def prometheus(prometheus_binary, service, tmp_path):
+    """A function that asks a Prometheus which scrapes the service, and keeps exemplars: (path, parameters) -> data."""
     port = free_port()
     (tmp_path / "prometheus.yml").write_text(_CONFIG.replace("PORT", str(service[0].port)))
     process = Process([
         prometheus_binary, f"--config.file={tmp_path / 'prometheus.yml'}", f"--web.listen-address=127.0.0.1:{port}",
-        f"--storage.tsdb.path={tmp_path / 'data'}", "--log.level=warn"], tmp_path / "prometheus.log")
+        f"--storage.tsdb.path={tmp_path / 'data'}", "--log.level=warn",
+        "--enable-feature=exemplar-storage"], tmp_path / "prometheus.log")
     process.wait_port(port)
     wait_until(lambda: answers(f"http://127.0.0.1:{port}/-/ready"), what="Prometheus being ready")
 
-    def ask(expression):
-        url = f"http://127.0.0.1:{port}/api/v1/query?{urlencode({'query': expression})}"
-        with _OPEN(url, timeout=10) as answer:
-            result = json.load(answer)["data"]["result"]
-        return [(series["metric"], float(series["value"][1])) for series in result]
+    def ask(path, **parameters):
+        with _OPEN(f"http://127.0.0.1:{port}/api/v1/{path}?{urlencode(parameters)}", timeout=10) as answer:
+            return json.load(answer)["data"]
 
     yield ask
     process.stop()
+
+
+@pytest.fixture
+def query(prometheus):
+    """A function that asks it now: expression -> [(labels, value)]."""
+    return lambda expression: [(series["metric"], float(series["value"][1]))
+                               for series in prometheus("query", query=expression)["result"]]
+
+
+@pytest.fixture
+def exemplars(prometheus):
+    """A function that asks it for the exemplars of all time: name -> series with theirs."""
+    return lambda name: prometheus("query_exemplars", query=name, start=0, end=time.time() + 60)
 
 
 def answers(url: str) -> bool:
@@ -106,6 +121,21 @@ def test_prometheus_joins_thresholds_scores_and_events_as_rules_do(service, quer
     assert events == 902
     assert query("sum by (of) (tidemark_bin_share{column='column_0'})")[0][1] == pytest.approx(1.0)
     assert query("histogram_quantile(0.5, tidemark_evaluation_seconds_bucket)")[0][1] <= 0.01
+
+
+def test_prometheus_keeps_the_exemplar_that_names_the_alarm(service, exemplars):
+    """The counter's series leads to the alarm, and so to its report: alert -> series -> exemplar -> /reports/{alarm}."""
+    _, exporter, _ = service
+    wait_until(lambda: exemplars("tidemark_alarms_total"), what="a first exemplar")
+    (found,) = [one for one in exemplars("tidemark_alarms_total") if one["seriesLabels"]["state"] == "raised"]
+    assert found["exemplars"][0]["labels"] == {"alarm": "loans-1-drift-1"}
+    (launched,) = exemplars("tidemark_launches_total")
+    assert launched["exemplars"][0]["labels"] == {"launch": "0123456789ab"}
+    later = alarm(episode=7, at=time.time())
+    exporter.service(snapshot(status(), alarms=(later,), alarm_counts={("loans", "1", "all", "drift", "raised"): 2}))
+    wait_until(lambda: any(one["labels"] == {"alarm": "loans-1-drift-7"}
+                           for series in exemplars("tidemark_alarms_total") for one in series["exemplars"]),
+               what="the next exemplar")
 
 
 def test_promtool_finds_nothing_to_complain_about(service, promtool_binary):

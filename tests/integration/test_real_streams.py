@@ -54,6 +54,7 @@ def configuration(folder: Path, broker: str, topic: str) -> Path:
     path = folder / "tidemark.yaml"
     path.write_text(yaml.safe_dump({
         "service": {"listen": "127.0.0.1:0", "state": f"sqlite:///{folder}/state.db", "dead_letters": f"file:{folder}/dead"},
+        "reports": {"enabled": False},
         "kafka": {"bootstrap_servers": [broker], "group": topic, "idle_seconds": 3, "session_timeout_seconds": 6},
         "monitors": [{
             "model": "employment", "topic": topic, "reference": str(folder / "reference.json"),

@@ -3,85 +3,29 @@
 from __future__ import annotations
 
 import json
-import queue
-import shutil
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
-import numpy as np
 import pytest
 import yaml
 
 from dashboards.rules import Settings
 from dashboards.rules_files import text
-from detectors.reference import Column, Reference
-from monitor.config import parse
 from monitor.expose.api import Server, application
 from monitor.expose.exporter import Exporter
-from monitor.flow import Batch
-from monitor.ingest.source import MemorySource, records
 from monitor.service import build
-from tests.conftest import Process, free_port, missing, wait_until
+from tests.conftest import Process, free_port, wait_until
+from tests.integration.alerting import DEPLOY, Feed, Receiver, shipped_alertmanager, watching
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-COLUMNS = (Column("income", "numeric", "input"), Column("age", "numeric", "input"), Column("grade", "category", "prediction"))
-TOPIC, PER_PANE = "loans.inference", 200
 _OPEN = build_opener(ProxyHandler({})).open
-
-
-class Feed(MemorySource):
-    """A source that a test feeds while the service reads it; an empty batch five times a second, as a quiet broker gives."""
-
-    def __init__(self) -> None:
-        super().__init__([])
-        self.fed: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
-        self.rng, self.pane, self.offset = np.random.default_rng(5), 0, 0
-        self.start_ms = int(time.time()) * 1000 - 3_600_000
-
-    def __iter__(self):
-        while True:
-            try:
-                batch = self.fed.get(timeout=0.2)
-            except queue.Empty:
-                batch = Batch(assigned=frozenset({(TOPIC, 0)}))
-            if batch is None:
-                return
-            yield batch
-
-    def panes(self, count: int, shift: float) -> None:
-        """Feed so many panes of events; income is so many standard deviations higher."""
-        events, times = [], []
-        for pane in range(self.pane, self.pane + count):
-            for place, row in enumerate(rows(self.rng, PER_PANE, shift)):
-                times.append(self.start_ms + pane * 1000 + place)
-                events.append(json.dumps(row).encode())
-        self.pane += count
-        self.fed.put(Batch(parts=(records(TOPIC, 0, events, first_offset=self.offset, times=times),),
-                           assigned=frozenset({(TOPIC, 0)})))
-        self.offset += len(events)
-
-
-def rows(rng, count, shift):
-    income, age = rng.normal(shift, 1, count), rng.normal(0, 1, count)
-    grade = rng.choice(["a", "b"], count)
-    return [{"income": float(i), "age": float(a), "grade": str(g)} for i, a, g in zip(income, age, grade, strict=True)]
 
 
 @pytest.fixture
 def service(tmp_path):
     """A running service, its address and what it reads."""
-    made = rows(np.random.default_rng(1), 5_000, 0.0)
-    columns = {column.name: [row[column.name] for row in made] for column in COLUMNS}
-    Reference.fit(columns, COLUMNS, model="loans", version="7").save(tmp_path / "reference.json")
-    config = parse(yaml.safe_dump({
-        "service": {"dead_letters": "none", "checkpoint_seconds": 0.1}, "files": {"paths": ["unread"]},
-        "monitors": [{"model": "loans", "topic": TOPIC, "reference": str(tmp_path / "reference.json"),
-                      "pane": {"seconds": 1, "lateness_seconds": 0},
-                      "quality": {"silent_panes": None, "volume_factor": None}}]}))
+    config = watching(tmp_path)
     exporter, feed = Exporter(10_000), Feed()
     server = Server(application(exporter), "127.0.0.1", 0)
     server.start()
@@ -99,33 +43,6 @@ def service(tmp_path):
     server.stop()
 
 
-class Receiver:
-    """Notes every message that Alertmanager posts: when, to which receiver, with which token, its alerts."""
-
-    def __init__(self) -> None:
-        self.messages: list[tuple[float, str, str | None, dict]] = []
-        noted = self.messages
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                noted.append((time.monotonic(), self.path.strip("/"), self.headers["Authorization"], body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *args):
-                """Say nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def alerts(self, receiver, name, status):
-        """(when, token, alert) of the messages of one alert to one receiver."""
-        return [(at, token, alert) for at, path, token, body in list(self.messages) if path == receiver
-                for alert in body["alerts"] if (alert["labels"]["alertname"], alert["status"]) == (name, status)]
-
-
 @pytest.fixture
 def receiver():
     made = Receiver()
@@ -137,25 +54,7 @@ def receiver():
 @pytest.fixture
 def alertmanager(receiver, tmp_path):
     """A real Alertmanager with the shipped routes and inhibitions; its receivers post to the test. Its port."""
-    binary = shutil.which("prometheus-alertmanager") or missing(
-        "alertmanager", "no `prometheus-alertmanager` on PATH; run tests/setup_components.sh")
-    shipped = yaml.safe_load((DEPLOY / "alertmanager" / "alertmanager.yml").read_text())
-    (tmp_path / "token").write_text("the-token")
-    shipped |= {"global": {}, "templates": [str(DEPLOY / "alertmanager" / "templates" / "*.tmpl")]}
-    for route in (shipped["route"]["routes"][0], *shipped["route"]["routes"][0]["routes"]):
-        route |= {"group_wait": "0s", "group_interval": "1s"}
-    for one in shipped["receivers"]:
-        token = one["name"] == "tidemark-trigger"
-        http = {"authorization": {"type": "Bearer", "credentials_file": str(tmp_path / "token")}} if token else {}
-        url = f"http://127.0.0.1:{receiver.port}/{one['name']}"
-        shipped["receivers"][shipped["receivers"].index(one)] = {
-            "name": one["name"], "webhook_configs": [{"url": url, "send_resolved": not token, "http_config": http}]}
-    (tmp_path / "alertmanager.yml").write_text(yaml.safe_dump(shipped))
-    port = free_port()
-    process = Process([binary, f"--config.file={tmp_path / 'alertmanager.yml'}", f"--web.listen-address=127.0.0.1:{port}",
-                       "--cluster.listen-address=", f"--storage.path={tmp_path / 'alertmanager'}", "--log.level=warn"],
-                      tmp_path / "alertmanager.log")
-    process.wait_port(port)
+    process, port = shipped_alertmanager(tmp_path, receiver.routes(), "the-token")
     yield port
     process.stop()
 

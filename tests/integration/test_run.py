@@ -18,6 +18,7 @@ from detectors.reference import Reference
 from monitor.cli import main
 from tests.catalogue import differences, series_of
 from tests.conftest import Process, free_port, wait_until
+from tests.contract_server import Answer, ContractServer
 from tests.crash import world
 
 _OPEN = build_opener(ProxyHandler({})).open
@@ -169,6 +170,23 @@ def test_sigterm_ends_with_0_and_everything_committed(make):
     service.read_up_to(TOTAL)
     (counters,) = world.state(service.folder)["counters"]
     assert counters["outcomes"] == {"counted": TOTAL - world.PANES, "refused:type": world.PANES}
+
+
+def test_the_running_service_sends_its_alerts_itself_and_its_couriers_end_with_it(make, tmp_path):
+    (tmp_path / "token").write_text("the-token")
+    service = make()
+    with ContractServer(lambda asked: Answer()) as alertmanager:
+        service.change(lambda tree: tree.update(alertmanager={
+            "urls": [alertmanager.url], "token_file": str(tmp_path / "token"), "resend_seconds": 1}))
+        service.start()
+        wait_until(lambda: any(alert["labels"]["alertname"] == "TidemarkDrift" for asked in alertmanager.asked
+                               for alert in asked.document), 60, "the alert")
+        assert {asked.headers["authorization"] for asked in alertmanager.asked} == {"Bearer the-token"}
+        taken = f'tidemark_alert_posts_total{{alertmanager="{alertmanager.url}",outcome="taken"}} '
+        wait_until(lambda: taken in service.get("/metrics")[1], what="the count of posts")
+        assert service.end() == 0
+    assert "the-token" not in service.log()
+    assert "Traceback" not in service.log()
 
 
 def test_sighup_takes_over_a_new_configuration_and_loses_no_count(make, kafka_broker):

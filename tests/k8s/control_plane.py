@@ -29,7 +29,8 @@ import yaml
 from tests.conftest import Process, free_port, wait_until
 
 VERSION = re.search(r"\sk8s.io/kubernetes v([0-9.]+)", (Path(__file__).parent / "controlplane/go.mod").read_text())[1]
-BIN = Path(os.environ.get("TIDEMARK_CACHE") or Path.home() / ".cache" / "tidemark") / f"k8s-{VERSION}"
+CACHE = Path(os.environ.get("TIDEMARK_CACHE") or Path.home() / ".cache" / "tidemark")
+BIN = CACHE / f"k8s-{VERSION}"
 CONTROLLERS = ("job-controller", "ttl-after-finished-controller", "garbage-collector-controller",
                "namespace-controller", "serviceaccount-controller", "root-ca-certificate-publisher-controller",
                "resourcequota-controller", "persistentvolume-binder-controller")
@@ -44,6 +45,21 @@ def why_not() -> str:
     if not (BIN / ".done").exists():
         return f"nothing built in {BIN}; run tests/k8s/setup.sh"
     return ""
+
+
+def definitions() -> list[Path]:
+    """The files that define the kinds of crds.txt, as setup.sh fetched them; those that could not be had are not there."""
+    lines = (Path(__file__).parent / "crds.txt").read_text().splitlines()
+    entries = [line.split() for line in lines if not line.startswith("#")]
+    return [CACHE / "k8s-crds" / f"{version}-{Path(file).name}" for _, version, file in entries]
+
+
+def _without_descriptions(value: Any) -> Any:
+    """A schema without its prose, which is two thirds of it: Argo's alone is more than etcd takes."""
+    if isinstance(value, dict):
+        return {key: _without_descriptions(item) for key, item in value.items()
+                if key != "description" or not isinstance(item, str)}
+    return [_without_descriptions(item) for item in value] if isinstance(value, list) else value
 
 
 class RefusedError(Exception):
@@ -81,10 +97,10 @@ class ControlPlane:
             "--service-account-signing-key-file=sa.key", "--service-cluster-ip-range=10.0.0.0/24",
             "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
             # New nodes would carry a taint that only the node-lifecycle controller, which needs heartbeats, takes off.
-            "--disable-admission-plugins=TaintNodesByCondition").wait_port(self.port, timeout=60)
+            "--disable-admission-plugins=TaintNodesByCondition").wait_port(self.port, timeout=180)
         self._pool = urllib3.PoolManager(ca_certs=str(self.folder / "ca.pem"), retries=False)
         kubeconfig = self.kubeconfig("admin", ADMIN_TOKEN)
-        wait_until(self._is_ready, 60, "the API server's /readyz")
+        wait_until(self._is_ready, 180, "the API server's /readyz")
         for program, options in (
             ("kube-controller-manager", ("--service-account-private-key-file=sa.key", "--root-ca-file=ca.pem",
                                          f"--controllers={','.join(CONTROLLERS)}")),
@@ -120,9 +136,9 @@ class ControlPlane:
             method, f"{self.url}{path}" + (f"?{urlencode(query)}" if query else ""),
             body=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": f"application/{kind}"})
-        document = json.loads(answer.data)
         if answer.status >= 400:
-            raise RefusedError(answer.status, document.get("message", ""))
+            raise RefusedError(answer.status, answer.data.decode()[:1000])
+        document = json.loads(answer.data)
         return dict(document)
 
     def namespace(self) -> str:
@@ -151,6 +167,36 @@ class ControlPlane:
         options = {"fieldManager": "test", "fieldValidation": "Strict", "force": "true"}
         return self.request("PATCH", f"{root}{where}/{plural}/{metadata['name']}", document, kind="apply-patch+yaml",
                             **options | ({"dryRun": "All"} if dry_run else {}))
+
+    def define(self, path: Path) -> None:
+        """Teach the server a kind, as its publisher defines it; returns when it is served.
+
+        In its stored version alone, without conversions and webhooks: those need the kind's own controller.
+        """
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        (document,) = [each for each in yaml.load_all(path.read_text(), Loader=loader) if each]
+        document["spec"].pop("conversion", None)
+        document["spec"]["versions"] = [each for each in document["spec"]["versions"] if each["storage"]]
+        name = document["metadata"]["name"]
+        definition = {"apiVersion": document["apiVersion"], "kind": document["kind"],
+                      "metadata": {"name": name, "annotations": document["metadata"].get("annotations", {})},
+                      "spec": _without_descriptions(document["spec"])}
+        try:
+            self.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
+        except RefusedError as error:
+            if error.status != 409:                 # another test has taught it this kind
+                raise
+        group, plural = document["spec"]["group"], document["spec"]["names"]["plural"]
+        version = document["spec"]["versions"][0]["name"]
+
+        def is_served() -> bool:
+            try:
+                found = self.request("GET", f"/apis/{group}/{version}")["resources"]
+            except RefusedError:
+                return False
+            return any(each["name"] == plural for each in found)
+
+        wait_until(is_served, 180, f"kind {name}")
 
     def token(self, namespace: str, account: str) -> str:
         """A token of a ServiceAccount, as its pods get one."""

@@ -93,6 +93,7 @@ def tidemark(capsys, monkeypatch, tmp_path):
 def configured(tmp_path, entry, live, extra=PANE, name="tidemark.yaml"):
     path = tmp_path / name
     path.write_text(f"service: {{listen: '127.0.0.1:0', state: 'sqlite:///{tmp_path}/state.db', dead_letters: none}}\n"
+                    "reports: {enabled: false}\n"
                     f"files: {{paths: ['{live}']}}\n{entry.rstrip()}\n{extra}".replace("CAPTURED", str(tmp_path / "captured")))
     return path
 

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from monitor.config import FILE_BYTES, Config, budget, load, parse
 from monitor.errors import ConfigError
 
+#: Keys of the whole file.
+KNOWN = "alertmanager, files, grafana, kafka, limits, monitors, reports, service"
+
 KAFKA = "kafka: {bootstrap_servers: [a:1]}\n"
 MODEL = "monitors: [{model: m, topic: t, reference: r}]\n"
 GOOD = KAFKA + MODEL
@@ -76,13 +79,17 @@ WRONG = [
     (monitor('retrain: {launcher: {type: local, comand: [a]}}'),
      "monitors[0].retrain.launcher.comand: expected a known key, got `comand`; did you mean `command`?"),
     (monitor('retrain: {launcher: {type: locl, command: [a]}}'),
-     "monitors[0].retrain.launcher.type: expected one of kubernetes, local, got 'locl'; did you mean local?"),
+     "monitors[0].retrain.launcher.type: expected one of airflow, kfp, kubernetes, local, webhook, "
+     "got 'locl'; did you mean local?"),
     (monitor('retrain: {launcher: {command: [a]}}'),
-     "monitors[0].retrain.launcher.type: expected one of kubernetes, local, got nothing; choose one of them"),
+     "monitors[0].retrain.launcher.type: expected one of airflow, kfp, kubernetes, local, webhook, "
+     "got nothing; choose one of them"),
     (monitor('retrain: {launcher: {type: [local]}}'),
-     "monitors[0].retrain.launcher.type: expected one of kubernetes, local, got ['local']; did you mean local?"),
+     "monitors[0].retrain.launcher.type: expected one of airflow, kfp, kubernetes, local, webhook, "
+     "got ['local']; did you mean local?"),
     (monitor('retrain: {launcher: {type: {a: b}}}'),
-     "monitors[0].retrain.launcher.type: expected one of kubernetes, local, got {'a': 'b'}; choose one of them"),
+     "monitors[0].retrain.launcher.type: expected one of airflow, kfp, kubernetes, local, webhook, "
+     "got {'a': 'b'}; choose one of them"),
     (monitor('retrain: {launcher: local}'),
      "monitors[0].retrain.launcher: expected a mapping, got 'local'; mend it"),
     (monitor('retrain: {launcher: [1]}'),
@@ -97,14 +104,12 @@ WRONG = [
      "monitors[0].retrain.launcher.command: expected the trainer's command as a list, got []; name the program"),
     (monitor('retrain: {launcher: {type: local, command: ls}}'),
      "monitors[0].retrain.launcher.command: expected a list, got 'ls'; write [ls]"),
-    (monitor('retrain: {launcher: {type: kubernetes}}'),
-     "monitors[0].retrain.launcher.image: expected a value, got none; add it"),
     (monitor('retrain: {launcher: {type: kubernetes, image: x, gpus: -1}}'),
      "monitors[0].retrain.launcher.gpus: expected a whole number >= 0, got -1; mend it"),
     (monitor('retrain: {launcher: {type: kubernetes, image: x, tolerations: [3]}}'),
      "monitors[0].retrain.launcher.tolerations[0]: expected a mapping, got 3; mend it"),
     (monitor('retrain: {launcher: {type: local, command: [a]}, promote: {type: fil, path: x}}'),
-     "monitors[0].retrain.promote.type: expected file, got 'fil'; did you mean file?"),
+     "monitors[0].retrain.promote.type: expected one of file, kserve, webhook, got 'fil'; did you mean file?"),
     (monitor('retrain: {launcher: {type: local, command: [a]}, promote: {type: file}}'),
      "monitors[0].retrain.promote.path: expected a value, got none; add it"),
     (monitor('retrain: {launcher: {type: local, command: [a]}, promote: x}'),
@@ -283,15 +288,15 @@ WRONG = [
     ('--- 1\n--- 2',
      "configuration: line 2 is not YAML: but found another document; mend it there"),
     ('null: 3',
-     "null: expected a known key, got `null`; known here: files, grafana, kafka, limits, monitors, service"),
+     "null: expected a known key, got `null`; known here: " + KNOWN),
     ('? null\n: 3',
-     "null: expected a known key, got `null`; known here: files, grafana, kafka, limits, monitors, service"),
+     "null: expected a known key, got `null`; known here: " + KNOWN),
     ('<<: 3',
      "configuration: line 1 is not YAML: a key that is not a plain word; mend it there"),
     ('<<: [1]',
      "configuration: line 1 is not YAML: a key that is not a plain word; mend it there"),
     ('&a a: *a',
-     "a: expected a known key, got `a`; known here: files, grafana, kafka, limits, monitors, service"),
+     "a: expected a known key, got `a`; known here: " + KNOWN),
     ('a: &a {b: *a}',
      "configuration: expected at most 1,000,000 values in 50 levels, got more; look for aliases (`*name`)"),
     ('a: &a [*a]',
@@ -299,7 +304,7 @@ WRONG = [
     ('a: !!timestamp x',
      "configuration: line 1 is not YAML: 'x' is not what it looks like; mend it there"),
     ('a: 1:99999999999999999:1',
-     "a: expected a known key, got `a`; known here: files, grafana, kafka, limits, monitors, service"),
+     "a: expected a known key, got `a`; known here: " + KNOWN),
     (top('x: .nan'),
      "x: expected a finite number, got nan; mend it"),
     ('\x00',
@@ -309,11 +314,11 @@ WRONG = [
     ("'\\x'",
      "configuration: expected a mapping with `monitors:`, got '\\\\x'; write one"),
     ('a: 2024-01-01',
-     "a: expected a known key, got `a`; known here: files, grafana, kafka, limits, monitors, service"),
+     "a: expected a known key, got `a`; known here: " + KNOWN),
     ("1: 2\n'1': 3",
      "configuration: line 2 is not YAML: the key '1' is given twice; mend it there"),
     (top('1: 3'),
-     "1: expected a known key, got `1`; known here: files, grafana, kafka, limits, monitors, service"),
+     "1: expected a known key, got `1`; known here: " + KNOWN),
     (top('service: {1: 3}'),
      "service.1: expected a known key, "
      "got `1`; known here: checkpoint_seconds, dead_letters, listen, log_level, state, token_file"),
@@ -330,7 +335,8 @@ WRONG = [
      "monitors[0].schema.prefix: expected text, got 3; put it in quotes"),
     (monitor("'${HOME}': 3"),
      "monitors[0].${HOME}: expected a known key, "
-     "got `${HOME}`; known here: alarm, detectors, model, pane, quality, reference, retrain, schema, topic, version"),
+     "got `${HOME}`; known here: alarm, detectors, histograms_only, model, pane, quality, reference, retrain, schema, topic, "
+     "version"),
     (monitor('detectors: [{name: psi}, {name: psi}]'),
      "monitors[0].detectors[1].name: expected a detector that is named once, got 'psi' as in monitors[0].detectors[0]; "
      "put their columns together"),

@@ -33,6 +33,7 @@ def config(tmp_path):
     reference.save(tmp_path / "reference.json")
     return parse(yaml.safe_dump({
         "kafka": {"bootstrap_servers": ["127.0.0.1:9"], "idle_seconds": 30},
+        "reports": {"enabled": False},
         "service": {"dead_letters": "none", "state": f"sqlite:///{tmp_path}/state.db"},
         "monitors": [{"model": "m", "topic": TOPIC, "reference": str(tmp_path / "reference.json"),
                       "pane": {"seconds": 1, "lateness_seconds": 0}, "schema": {"timestamp": "ts"}}]}))

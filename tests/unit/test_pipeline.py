@@ -33,6 +33,7 @@ class Memory(MemorySource):
 def configuration(folder, detectors=(), **retrain):
     tree = yaml.safe_load(world.configuration(folder, "127.0.0.1:9", TOPIC, promote=True).read_text())
     tree["service"]["dead_letters"] = "none"
+    tree["reports"] = {"enabled": False}            # rows are sampled for further detectors alone
     tree["monitors"][0]["retrain"] |= {"collect_events": 10**9, **retrain}
     tree["monitors"][0]["detectors"] = list(detectors)
     return parse(yaml.safe_dump(tree))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from monitor.config import KubernetesLauncher, LocalLauncher
+from monitor.config import AirflowLauncher, KfpLauncher, KubernetesLauncher, LocalLauncher, WebhookLauncher
 from monitor.flow import Launch, Launcher
 
+AnyLauncher = LocalLauncher | KubernetesLauncher | AirflowLauncher | KfpLauncher | WebhookLauncher
 
-def launcher_for(config: LocalLauncher | KubernetesLauncher, *, capture_uri: str | None = None,
+
+def launcher_for(config: AnyLauncher, *, capture_uri: str | None = None,
                  path: str = "retrain.launcher") -> Launcher:
     """The launcher that a configuration's `retrain.launcher` names.
 
@@ -17,6 +19,18 @@ def launcher_for(config: LocalLauncher | KubernetesLauncher, *, capture_uri: str
         from monitor.retrain.launchers.local import Local
 
         return Local(config)
+    if isinstance(config, AirflowLauncher):
+        from monitor.retrain.launchers.airflow import Airflow
+
+        return Airflow(config, path=path)
+    if isinstance(config, KfpLauncher):
+        from monitor.retrain.launchers.kfp import KubeflowPipelines
+
+        return KubeflowPipelines(config, path=path)
+    if isinstance(config, WebhookLauncher):
+        from monitor.retrain.launchers.webhook import Webhook
+
+        return Webhook(config, path=path)
     from monitor.retrain.launchers.kubernetes import KubernetesJobs
 
     return KubernetesJobs(config, capture_uri=capture_uri, path=path)

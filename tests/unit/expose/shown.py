@@ -8,11 +8,14 @@ import numpy as np
 
 from detectors.reference import Column, Reference
 from detectors.scan import Ring, Scan
+from monitor.decisions import Decision, Limit, PolicyStatus
 from monitor.expose.exporter import Exporter
 from monitor.expose.snapshot import MonitorStatus, OpenAlarm, ServiceSnapshot
 from monitor.flow import Alarm, Evaluation, Launch, Window
 
 EVENTS = 300
+#: Posts to an Alertmanager.
+POSTS = {("http://alertmanager:9093", "taken"): 3, ("http://alertmanager:9093", "failed"): 1}
 
 
 class World:
@@ -55,8 +58,14 @@ class World:
 def status(model: str = "loans", version: str = "1", **options: Any) -> MonitorStatus:
     values: dict[str, Any] = {"events": {("counted", "none"): 900, ("refused", "json"): 2}, "late": 3, "retried": 1,
                               "watermark": 180.0, "digest": "d1", "launcher": "local", "metric": "accuracy",
-                              "budget_remaining": 1}
+                              "budget_remaining": 1, "policy": policy()}
     return MonitorStatus(model, version, **(values | options))
+
+
+def policy() -> PolicyStatus:
+    """A model in severe drift whose launch waits."""
+    waiting = Decision("loans", "1", 1, 60.0, "no", "cooldown", until=3_600.0)
+    return PolicyStatus(1, 12.5, 2, waiting, (Limit("cooldown", True, "it is not over", 3_600.0),), {("no", "cooldown"): 1})
 
 
 def launch(state: str = "promoted", **options: Any) -> Launch:

@@ -12,8 +12,11 @@ import httpx
 import pytest
 
 from monitor.errors import ConfigError
-from monitor.expose.api import BODY_BYTES, HEAD_BYTES, STALLED_SECONDS, Server, application, openapi, read_token
-from monitor.expose.exporter import CONTENT_TYPE, Exporter
+from monitor.expose import alertmanager, answers
+from monitor.expose.api import STALLED_SECONDS, Server, application, openapi, read_token
+from monitor.expose.exporter import Exporter
+from monitor.expose.exposition import CONTENT_TYPE
+from monitor.expose.guard import BODY_BYTES, HEAD_BYTES
 from monitor.expose.inbox import INBOX_MAX, Asked, Inbox
 from monitor.expose.snapshot import ServiceSnapshot
 from tests.unit.expose.shown import World, launch, snapshot, status
@@ -98,7 +101,7 @@ def test_an_unknown_path_is_told_which_paths_there_are(exporter, serve):
 
 def test_nothing_can_be_changed_over_http(exporter, serve):
     client = serve(exporter)
-    for path in ("/metrics", *PATHS):
+    for path in ("/metrics", *(path for path in PATHS if path != "/api/v1/triggers")):
         for method in ("POST", "PUT", "DELETE", "PATCH"):
             assert client.request(method, path).status_code == 405
 
@@ -206,9 +209,9 @@ def test_a_reader_that_never_reads_holds_up_nobody(exporter, serve):
 def test_openapi_describes_every_api_path_and_every_field_of_the_answers(exporter, serve):
     client = serve(exporter)
     document = client.get("/openapi.json").json()
-    answers = {path for path, methods in document["paths"].items() if "post" in methods}
-    assert answers == {"/api/v1/triggers/{launch}/{action}"}
-    assert set(document["paths"]) - answers == {path.replace("loans", "{model}") for path in PATHS}
+    by_method = {method: {path for path, methods in document["paths"].items() if method in methods} for method in ("get", "post")}
+    assert by_method["post"] == {*answers.CHANGED, alertmanager.PATH}
+    assert by_method["get"] == {*(path.replace("loans", "{model}") for path in PATHS), *answers.READ}
     schemas = document["components"]["schemas"]
     assert set(client.get("/api/v1/monitors/loans").json()) == set(schemas["MonitorView"]["properties"])
     column = client.get("/api/v1/monitors/loans").json()["streams"][0]["columns"][0]
@@ -252,7 +255,7 @@ def test_a_stopped_server_frees_its_port_and_leaves_no_thread(exporter):
 
 
 def test_an_answer_to_a_proposed_launch_is_noted_for_the_loop(exporter, serve):
-    inbox = Inbox()
+    inbox = Inbox(wait_seconds=0.0)
     running = replace(launch("running"), id="running")
     exporter.service(snapshot(status(), launches=(launch("proposed"), running)))
     client = serve(exporter, token=TOKEN, inbox=inbox)
@@ -268,9 +271,11 @@ def test_an_answer_to_a_proposed_launch_is_noted_for_the_loop(exporter, serve):
 def test_without_a_token_nothing_can_be_changed(exporter, serve):
     inbox = Inbox()
     exporter.service(snapshot(status(), launches=(launch("proposed"),)))
-    answer = serve(exporter, inbox=inbox).post(f"/api/v1/triggers/{launch().id}/approve")
-    assert (answer.status_code, answer.json()["error"]) == (
-        403, "changing something needs a token: set service.token_file")
+    client = serve(exporter, inbox=inbox)
+    for path in (f"/api/v1/triggers/{launch().id}/approve", "/api/v1/triggers", "/api/v1/monitors/loans/breaker/reset"):
+        answer = client.post(path, json={"model": "loans"})
+        assert (answer.status_code, answer.json()["error"]) == (
+            403, "changing something needs a token: set service.token_file")
     assert inbox.take() == []
 
 

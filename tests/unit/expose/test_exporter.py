@@ -18,7 +18,7 @@ from monitor.expose.snapshot import ServiceSnapshot
 from monitor.expose.streams import share_out
 from monitor.metrics import CATALOGUE, OTHER
 from tests.catalogue import differences, series_of
-from tests.unit.expose.shown import EVENTS, World, launch, snapshot, status
+from tests.unit.expose.shown import EVENTS, POSTS, World, launch, snapshot, status
 
 
 def scraped(exporter: Exporter) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -42,6 +42,8 @@ def test_names_types_help_and_labels_of_a_scrape_equal_the_catalogue_both_ways()
     exporter = Exporter(10_000)
     World().show(exporter, shift=1.0)
     exporter.observe(("loans", "1", "all"), [flow.Reading("hellinger", "city", "prediction", 0, 60.0, 0.3, True, 0.2, 0.1, 0.2)])
+    exporter.alert_posts = lambda: POSTS
+    exporter.reported("loans", 14.0)
     exporter.service(snapshot(status(skipped={"mmd": 0}, failed={"mmd": 0})))
     assert differences(exporter.scrape().decode(), complete=True) == []
 
@@ -176,7 +178,7 @@ def test_labels_with_quotes_newlines_percents_and_surrogates_come_back_as_they_w
 
 
 def test_a_column_called_like_the_folded_rest_does_not_break_the_scrape():
-    exporter = Exporter(95)
+    exporter = Exporter(140)
     World(names=[OTHER, "a", "b", "c", "d", "e"]).show(exporter, shift=3.0)
     exporter.service(snapshot())
     assert {OTHER, f"{OTHER}#2"} <= columns_shown(exporter)             # the folded rest, and the column that moved

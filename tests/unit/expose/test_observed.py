@@ -13,7 +13,7 @@ from monitor.expose.observed import Observed
 from monitor.flow import Reading
 from monitor.metrics import OTHER
 from tests.catalogue import differences, series_of
-from tests.unit.expose.shown import World, snapshot, status
+from tests.unit.expose.shown import POSTS, World, snapshot, status
 
 KEY = ("loans", "1", "all")
 
@@ -67,6 +67,8 @@ def test_the_whole_scrape_holds_the_limit_and_the_catalogue():
     exporter = Exporter(400)
     world.show(exporter)
     exporter.observe(KEY, readings(20))
+    exporter.alert_posts = lambda: POSTS
+    exporter.reported("loans", 14.0)
     exporter.service(snapshot(status(skipped={"mmd": 2}, failed={"mmd": 0, "hellinger": 1})))
     text = exporter.scrape().decode()
     series = series_of(text)

@@ -17,7 +17,9 @@ from pyarrow import parquet
 from monitor.errors import LaunchFailed
 from monitor.flow import Launch
 from monitor.retrain import challenger
-from monitor.retrain.challenger import compare, judge, new_version, paired_mean_interval, paired_proportion_interval
+from monitor.retrain.challenger import compare, judge, new_version
+from monitor.retrain.holdout import answers_of
+from monitor.retrain.intervals import paired_mean_interval, paired_proportion_interval
 
 RESULT: dict[str, Any] = {"model_uri": "model.pt", "reference_uri": "reference.json", "metrics": {"accuracy": 0.9}}
 
@@ -68,6 +70,11 @@ def test_the_paired_interval_holds_its_estimate_stays_in_range_and_mirrors(count
     assert (-upper, -lower) == pytest.approx(paired_proportion_interval(lost, gained, pairs), abs=1e-9)
 
 
+def answers(rows: dict[str, Any]) -> challenger.Answers:
+    return answers_of(*(pa.chunked_array([pa.array(rows[name])])
+                        for name in ("label", "champion_prediction", "challenger_prediction")), where="holdout.parquet")
+
+
 @pytest.mark.parametrize(("gain", "loss"), [(0.05, 0.05), (0.10, 0.04), (0.01, 0.01), (0.30, 0.02)])
 def test_the_accuracy_interval_misses_the_truth_in_no_more_than_its_five_percent(gain: float, loss: float) -> None:
     """2,000 seeded hold-outs of 300 events; the bound is 5 % plus 1 % for the normal approximation plus 3 s.e."""
@@ -99,8 +106,7 @@ def test_equally_good_models_are_seldom_called_better() -> None:
     better = 0
     for seed in range(500):
         rows = holdout(300, seed=seed, old=0.8, new=0.8)
-        verdict = compare(rows["label"], rows["champion_prediction"], rows["challenger_prediction"],
-                          metric="accuracy", events_min=200)
+        verdict = compare(answers(rows), metric="accuracy", events_min=200)
         better += verdict.verdict == "better"
     assert better <= 500 * 0.025 + 3 * sqrt(500 * 0.025 * 0.975)
 
@@ -162,7 +168,7 @@ def changed(**columns: Any) -> dict[str, Any]:
     (changed(id=["same"] * 400), RESULT, "expected every id once, got 399 repeated"),
     (changed(label=[None] * 400), RESULT, "column label: expected a value in every row, got 400 missing"),
     (changed(label=np.full(400, np.nan)), RESULT, "column label: expected finite numbers, got 400"),
-    (changed(label=[str(v) for v in holdout()["label"]]), RESULT, "of one kind, got label strings"),
+    (changed(label=[f"c{v}" for v in holdout()["label"]]), RESULT, "written alike, got label strings such as 'c"),
     (changed(label=[[1]] * 400), RESULT, "expected numbers, booleans or strings"),
     ({name: values[:0] for name, values in holdout().items()}, RESULT, "rows, got 0"),
 ])

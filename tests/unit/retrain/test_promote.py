@@ -14,7 +14,8 @@ from detectors.reference import Column, Reference
 from monitor.config import FilePromotion
 from monitor.errors import LaunchFailed
 from monitor.flow import Launch
-from monitor.retrain.promote import PromotionRefused, load_reference, promote
+from monitor.retrain import promote as promotion
+from monitor.retrain.promote import Promoted, PromotionRefused, load_reference, promotion_for
 
 COLUMNS = (Column("age", "numeric", "input"), Column("score", "numeric", "score"))
 
@@ -34,14 +35,18 @@ def judged(folder: Path, new: Reference | None = None, verdict: str = "better") 
                   reference_uri=str(folder / "reference.json"))
 
 
+def promote(target: FilePromotion | None, launch: Launch, *, current: Reference, now: float) -> Promoted:
+    return promotion.promote(promotion_for(target), launch, current=current, now=now)
+
+
 def test_the_file_tells_the_serving_code_everything(tmp_path: Path) -> None:
     target = FilePromotion(path=str(tmp_path / "serving" / "champion.json"))
     promoted = promote(target, judged(tmp_path, reference()), current=reference(), now=123.0)
     assert json.loads(Path(target.path).read_text()) == {
         "model": "churn", "version": "7.r3f9c2a", "model_uri": "/m/model.pt", "launch_id": "3f9c2a1b7d4e",
         "reference_uri": str(tmp_path / "reference.json"), "previous_version": "7", "promoted_at": 123.0,
-        "champion": 0.7, "challenger": 0.9, "difference": [0.1, 0.3]}
-    assert promoted.digest == reference().digest
+        "champion": 0.7, "challenger": 0.9, "difference": [0.1, 0.3], "cause": "better", "previous_model_uri": ""}
+    assert (promoted.reference.digest, promoted.previous_model_uri) == (reference().digest, "")
     assert [path.name for path in Path(target.path).parent.iterdir()] == ["champion.json"]
 
 
@@ -54,6 +59,16 @@ def test_the_same_launch_again_leaves_the_file_alone_and_another_replaces_it(tmp
     assert (Path(target.path).stat().st_ino, json.loads(Path(target.path).read_text())["promoted_at"]) == (inode, 1.0)
     promote(target, replace(job, id="000000000000"), current=reference(), now=3.0)
     assert json.loads(Path(target.path).read_text())["launch_id"] == "000000000000"
+
+
+def test_the_model_that_the_file_named_before_is_remembered(tmp_path: Path) -> None:
+    target = FilePromotion(path=str(tmp_path / "champion.json"))
+    for before, expected in (({"version": "7", "model_uri": "/old"}, "/old"), ({"version": "6", "model_uri": "/older"}, ""),
+                             ({"version": "7", "model_uri": 3}, "")):
+        Path(target.path).write_text(json.dumps(before))
+        for _ in range(2):
+            promoted = promote(target, judged(tmp_path, reference()), current=reference(), now=1.0)
+            assert promoted.previous_model_uri == expected
 
 
 def test_a_damaged_promotion_file_is_replaced(tmp_path: Path) -> None:

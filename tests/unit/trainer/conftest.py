@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from pyarrow import parquet
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINER = ROOT / "deploy" / "trainer" / "train.py"
+# As the script does for itself: its folder is no package. Most tests call it in this process, where torch is loaded once.
+sys.path.insert(0, str(TRAINER.parent))
 START_MS = 1_700_000_000_000
 #: Event time at which the world changes, and at which that was certain, seconds since 1970.
 SINCE, AT = START_MS / 1000 + 2_000, START_MS / 1000 + 2_050
@@ -53,14 +55,30 @@ def environment(data: Path, output: Path, **changes: str) -> dict[str, str]:
         "TIDEMARK_OUTPUT_URI": str(output)} | changes
 
 
-def watched() -> str:
-    """TIDEMARK_COLUMNS of the captured events."""
+def watched(**kinds: str) -> str:
+    """TIDEMARK_COLUMNS of the captured events; `kinds` of columns that are otherwise."""
     columns = (("x", "numeric", "input"), ("noise", "numeric", "input"), ("colour", "category", "input"),
                ("prediction", "category", "prediction"), ("score", "numeric", "score"), ("label", "category", "label"))
-    return json.dumps([{"name": name, "kind": kind, "role": role} for name, kind, role in columns])
+    return json.dumps([{"name": name, "kind": kinds.get(name, kind), "role": role} for name, kind, role in columns])
+
+
+def rewritten(folder: Path, source: Path, **columns: object) -> Path:
+    """Captured events in one file of another folder, with these columns in place of or beside their own."""
+    table = parquet.read_table(source, partitioning=None).sort_by("timestamp")
+    for name, values in columns.items():
+        array = values if isinstance(values, (pyarrow.Array, pyarrow.ChunkedArray)) else pyarrow.array(values)
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, array)
+        else:
+            table = table.append_column(name, array)
+    folder.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, folder / "events.parquet")
+    return folder
 
 
 Train = Callable[..., "subprocess.CompletedProcess[str]"]
+#: Trains in this process: (output folder, *options, **environment) -> exit code.
+Here = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +93,21 @@ def train(data: Path) -> Train:
     """Run the trainer to its end as a launcher would."""
     def run(output: Path, *arguments: str, launch: Sequence[str] = (), **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *launch, str(TRAINER), "--score", "score", *arguments],
-            env=environment(data, output, **changes), capture_output=True, text=True, timeout=120, check=False)
+            [sys.executable, *launch, str(TRAINER), *arguments],
+            env=environment(data, output, **changes), capture_output=True, text=True, timeout=240, check=False)
     return run
+
+
+@pytest.fixture
+def here(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    """Run the trainer's command in this process, and leave torch as it was."""
+    import train as trainer
+
+    def run(output: Path, *arguments: str, **changes: str) -> int:
+        for name, value in environment(data, output, **changes).items():
+            monkeypatch.setenv(name, value)
+        return trainer.main(arguments)
+
+    yield run
+    if "torch" in sys.modules:
+        sys.modules["torch"].use_deterministic_algorithms(False)

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from detectors.reference import Reference
 from monitor.flow import Launch
 from monitor.retrain.challenger import judge
 
-from .conftest import ROOT, captured, environment
+from .conftest import ROOT, captured, environment, rewritten
 
 SCRIPT = ROOT / "examples" / "sklearn_trainer" / "train.py"
 
@@ -38,17 +39,31 @@ def test_the_example_without_a_framework_keeps_the_contract(data: Path, tmp_path
 def test_the_example_without_a_framework_refuses_too_few_events(tmp_path: Path) -> None:
     captured(tmp_path / "data", 2_060)
     done = run(tmp_path / "data", tmp_path / "output")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert (done.returncode, len(done.stderr.splitlines())) == (78, 1)
 
 
-@pytest.mark.parametrize(("columns", "says"), [
-    ("", "TIDEMARK_COLUMNS: expected JSON"),
-    ('[{"name": "x"}]', "TIDEMARK_COLUMNS: expected JSON"),
-    ('[{"name": "x", "kind": "numeric", "role": "input"}]', "expected one label and one prediction"),
-    ('[{"name": "absent", "kind": "numeric", "role": "label"}, {"name": "prediction", "kind": "category", '
-     '"role": "prediction"}]', "expected the columns ['absent']"),
+@pytest.mark.parametrize(("changes", "code", "says"), [
+    ({"TIDEMARK_COLUMNS": ""}, 64, "TIDEMARK_COLUMNS: expected JSON"),
+    ({"TIDEMARK_COLUMNS": '[{"name": "x"}]'}, 64, "TIDEMARK_COLUMNS: expected JSON"),
+    ({"TIDEMARK_COLUMNS": '[{"name": "x", "kind": "numeric", "role": "input"}]'}, 64, "expected one label and one prediction"),
+    ({"TIDEMARK_COLUMNS": '[{"name": "absent", "kind": "numeric", "role": "label"}, {"name": "prediction", '
+      '"kind": "category", "role": "prediction"}]'}, 78, "expected the columns ['absent']"),
+    ({"TIDEMARK_LAUNCH_ID": ""}, 64, "TIDEMARK_LAUNCH_ID: expected in the environment"),
+    ({"TIDEMARK_DATA_URI": "/nowhere"}, 78, "/nowhere: expected Parquet files, got none"),
+    ({"TIDEMARK_REASON": "{"}, 1, "JSONDecodeError"),
 ])
-def test_the_example_without_a_framework_says_what_it_was_not_told(data: Path, tmp_path: Path, columns: str, says: str) -> None:
-    done = run(data, tmp_path, TIDEMARK_COLUMNS=columns)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+def test_the_example_without_a_framework_says_in_one_line_what_is_wrong_and_whether_to_try_again(
+    data: Path, tmp_path: Path, changes: dict[str, str], code: int, says: str,
+) -> None:
+    done = run(data, tmp_path, **changes)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
     assert says in done.stderr
+
+
+def test_the_example_without_a_framework_reads_folders_by_day_and_survives_absurd_numbers(data: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(size=6_000)
+    noise[::5], noise[1::5], noise[2::5] = np.inf, -np.inf, np.nan
+    rewritten(tmp_path / "data" / "noise=2023-11-14", data, noise=noise)
+    done = run(tmp_path / "data", tmp_path / "output")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("done accuracy 0.9")
