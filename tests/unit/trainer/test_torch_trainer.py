@@ -97,7 +97,7 @@ def test_a_launch_that_has_its_result_is_not_trained_again(trained: Path, train:
 
 
 def test_the_checkpoint_is_gone_when_the_result_is_there(trained: Path) -> None:
-    names = {path.name for path in trained.iterdir()} - {"log.txt"}
+    names = {path.name for path in trained.iterdir()} - {"log.txt", "progress.txt"}
     assert names == {"holdout.parquet", "model.json", "model.safetensors", "reference.json", "result.json",
                      "training_ids.parquet"}
 
