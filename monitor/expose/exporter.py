@@ -116,7 +116,10 @@ class Exporter:
 
     def reported(self, model: str, seconds: float) -> None:
         """Note how long a report took; the next `service` shows it."""
-        self._reports.setdefault(model, Histogram(metrics.REPORT, (model,))).observe(seconds)
+        self._report_seconds(model).observe(seconds)
+
+    def _report_seconds(self, model: str) -> Histogram:
+        return self._reports.setdefault(model, Histogram(metrics.REPORT, (model,)))
 
     def forget(self, model: str, version: str) -> None:
         """Note that this version is no longer watched; the next `service` shows none of its series."""
@@ -135,6 +138,8 @@ class Exporter:
             models = {status.model for status in snapshot.monitors}
             for key in [key for key in (*self._streams, *self._observed) if key[0] not in models]:
                 self.forget(*key[:2])
+            for model in models if snapshot.reports is not None else ():
+                self._report_seconds(model)                 # from 0 on, so that the first report is seen as one
             for noted in (self._evaluated, self._seconds, self._reports):
                 for model in noted.keys() - models:
                     del noted[model]

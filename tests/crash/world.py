@@ -26,10 +26,10 @@ def _values(rng, n, shift):
     return x + shift, c, y, truth
 
 
-def reference(path: Path) -> None:
+def reference(path: Path, model: str = "m") -> None:
     rng = np.random.default_rng(3)
     x, c, y, _ = _values(rng, 10_000, 0.0)
-    Reference.fit({"x": x, "c": c.tolist(), "y": y.tolist()}, COLUMNS, model="m", version="1").save(path)
+    Reference.fit({"x": x, "c": c.tolist(), "y": y.tolist()}, COLUMNS, model=model, version="1").save(path)
 
 
 def messages(back_at: int = PANES) -> dict[int, list[bytes]]:

@@ -41,7 +41,7 @@ MODELS = {
     "spent": ("drift", [("drift", "columns", "raised"), ("drift", "columns", "severe")],
               [("promoted", 99 * HOUR, {"champion": 2.5, "challenger": 2.0}),
                ("refused", 48 * HOUR, {"champion": 2.25, "challenger": 3e-7})],
-              {"budget_remaining": 0, "metric": "mean_absolute_error"}),
+              {"policy": PolicyStatus(0, None, 1, None, (), {}), "budget_remaining": 0, "metric": "mean_absolute_error"}),
     "worse": ("quiet", [], [("refused", 3 * HOUR, {"champion": 1.5, "challenger": 1234567.0})],
               {"metric": "mean_absolute_error"}),
     "waiting": ("quiet", [], [("approved", 30 * HOUR, {"retry_at": NOW, "attempts": 3})], {}),

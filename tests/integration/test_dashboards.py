@@ -83,8 +83,14 @@ class Run:
         tree = yaml.safe_load(world.configuration(folder, "127.0.0.1:1", "t", promote=True).read_text())
         del tree["kafka"]
         tree["files"] = {"paths": [str(folder / "unused.jsonl")]}
+        tree["reports"] = {}
         monitor = tree["monitors"][0]
         monitor["retrain"]["promote"]["settle_seconds"] = 0
+        monitor["retrain"]["persist_panes"] = 12                        # the launch is waited for, and that is shown
+        world.reference(folder / "second.json", "second")               # of one that is trained on GPUs, which are counted
+        tree["monitors"].append(monitor | {"model": "second", "reference": str(folder / "second.json"), "retrain": {
+            "launcher": {"type": "webhook", "url": "http://127.0.0.1:9", "gpus": 2}, "gpu_hours_per_week": 24, "above": 5,
+            "capture_uri": str(folder / "captured")}})
         monitor["detectors"] = [
             {"name": "psi", "columns": ["x"], "threshold": 0.2, "window_panes": 4},
             {"name": "cusum", "columns": ["x", "error"], "options": {"mean": 0.05, "sd": 0.22}},
@@ -163,6 +169,7 @@ def prometheus(prometheus_binary, tmp_path_factory):
         wait_until(lambda: server.get("query", query='tidemark_launches_total{outcome="promoted"} == 1')["result"], 30,
                    "the promotion being scraped")
         wait_until(lambda: server.get("query", query='tidemark_reference_info{version!="1"}')["result"], 30, "the new reference")
+        wait_until(lambda: server.get("query", query="tidemark_report_seconds_count > 0")["result"], 120, "a report")
         yield server
     finally:
         run.stop()
