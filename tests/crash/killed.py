@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from monitor import cli
+from monitor.cutover import CutOver
 from monitor.decide.policy import Judge, Policy
 from monitor.ingest.deadletters import DeadLetters
 from monitor.pipeline import Stages
@@ -27,7 +28,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "policy": (Policy, "__call__"), "publish": (Stages, "publish"), "trigger": (Trigger, "__call__"),
     "commit": (Stages, "commit"), "letters": (DeadLetters, "flush"), "capture": (Capture, "write"),
     "save": (Store, "save_stream"), "forget": (Capture, "forget"), "advance": (Stages, "advance"),
-    "snapshot": (Capture, "snapshot"), "start": (Local, "start"), "cutover": (Stages, "cut_over"),
+    "snapshot": (Capture, "snapshot"), "start": (Local, "start"), "cutover": (CutOver, "begin"),
 }
 
 

@@ -26,17 +26,20 @@ def test_the_demo_closes_the_loop_in_under_three_minutes() -> None:
     assert demo.stdout is not None
     assert demo.stderr is not None
     events, metrics, pages = [], "", []
-    for line in demo.stdout:
-        events.append(json.loads(line))
-        if events[-1]["event"] == "severe":
-            watching = next(event for event in events if event["event"] == "watching")
-            metrics = urllib.request.urlopen(watching["address"], timeout=10).read().decode()
-            pages.append(urllib.request.urlopen(f"{watching['page']}models/digits", timeout=10).read().decode())
-        if events[-1]["event"] == "staying":                            # it goes on until somebody has seen enough
-            pages.append(urllib.request.urlopen(f"{events[-1]['page']}models/digits", timeout=10).read().decode())
-            demo.send_signal(signal.SIGINT)
-    errors = demo.stderr.read()
-    assert (demo.wait(30), errors) == (0, ""), events[-1]
+    try:
+        for line in demo.stdout:
+            events.append(json.loads(line))
+            if events[-1]["event"] == "severe":
+                watching = next(event for event in events if event["event"] == "watching")
+                metrics = urllib.request.urlopen(watching["address"], timeout=30).read().decode()
+                pages.append(urllib.request.urlopen(f"{watching['page']}models/digits", timeout=30).read().decode())
+            if events[-1]["event"] == "staying":                            # it goes on until somebody has seen enough
+                pages.append(urllib.request.urlopen(f"{events[-1]['page']}models/digits", timeout=30).read().decode())
+                demo.send_signal(signal.SIGINT)
+        errors = demo.stderr.read()
+        assert (demo.wait(30), errors) == (0, ""), events[-1]
+    finally:
+        demo.kill()                                                     # where something above failed: else it would stay
     assert [name for name in dict.fromkeys(event["event"] for event in events) if name in STORY] == STORY
     assert time.monotonic() - begun < 180
     assert 'tidemark_score{model="digits"' in metrics
