@@ -97,6 +97,12 @@ def story(*, as_json: bool, out: IO[str] | None = None) -> Story:
     return LiveStory(stream) if stream.isatty() else PlainStory(stream)
 
 
+def say(out: IO[str], line: str) -> None:
+    """Write one line, whole: two threads tell the story, and `print` writes the line's end by itself."""
+    out.write(f"{line}\n")
+    out.flush()
+
+
 @dataclass
 class JsonStory:
     """One JSON object a line: `event`, `at` and the facts."""
@@ -112,7 +118,7 @@ class JsonStory:
 
     def tell(self, event: str, at: float, sentence: str, facts: dict[str, object]) -> None:
         """Print the event."""
-        print(json.dumps({"event": event, "at": round(at, 2), **facts}), file=self.out, flush=True)
+        say(self.out, json.dumps({"event": event, "at": round(at, 2), **facts}))
 
     def show(self, scene: Scene) -> None:
         """Nothing: programs ask /metrics for how things stand."""
@@ -134,14 +140,14 @@ class PlainStory:
 
     def tell(self, event: str, at: float, sentence: str, facts: dict[str, object]) -> None:
         """Print the sentence."""
-        print(f"{at:6.1f} s  {sentence}", file=self.out, flush=True)
+        say(self.out, f"{at:6.1f} s  {sentence}")
 
     def show(self, scene: Scene) -> None:
         """Print a line every PLAIN_SECONDS."""
         if scene.elapsed < self._next:
             return
         self._next = scene.elapsed + PLAIN_SECONDS
-        print(f"{scene.elapsed:6.1f} s    {standing(scene)}", file=self.out, flush=True)
+        say(self.out, f"{scene.elapsed:6.1f} s    {standing(scene)}")
 
 
 def standing(scene: Scene) -> str:
