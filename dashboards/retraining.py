@@ -69,9 +69,10 @@ def _decisions() -> p.Row:
         (7, [(8, p.lines(33, "Launches in a row that brought nothing", "Failed, timed out or not better; at "
                          "`retrain.useless_max` the breaker opens, and nothing is launched until a person resets it.",
                          [p.Query(f"max by (model) ({p.select(metrics.USELESS_LAUNCHES, model='~$model')})", "{{model}}")])),
-             (8, p.lines(34, "GPU hours left", "What `retrain.gpu_hours_per_week` leaves of the running week, where it is set; a "
+             (8, p.lines(34, "GPU time left", "What `retrain.gpu_hours_per_week` leaves of the running week, where it is set; a "
                          "launch under way counts its whole deadline.",
-                         [p.Query(f"min by (model) ({p.select(metrics.GPU_HOURS_REMAINING, model='~$model')})", "{{model}}")])),
+                         [p.Query(f"min by (model) ({p.select(metrics.GPU_SECONDS_REMAINING, model='~$model')})", "{{model}}")],
+                         unit="s")),
              (8, p.lines(35, "Calls that failed", "Calls to launchers, stores and promotions that failed, and, as 1, the "
                          "launches that wait to repeat one.",
                          [p.Query(f"sum by (model, launcher) ({calls})", "{{model}}: failed calls, {{launcher}}"),

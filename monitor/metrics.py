@@ -303,9 +303,9 @@ USELESS_LAUNCHES = Metric(
     "tidemark_useless_launches", "gauge", ("model",), "launches",
     "Launches of the version in a row that failed, timed out or were not better; at `retrain.useless_max` the breaker opens.",
     always=False)
-GPU_HOURS_REMAINING = Metric(
-    "tidemark_retrain_gpu_hours_remaining", "gauge", ("model",), "GPU hours",
-    "GPU hours that `retrain.gpu_hours_per_week` still allows in the running week; a launch under way counts its deadline.",
+GPU_SECONDS_REMAINING = Metric(
+    "tidemark_retrain_gpu_seconds_remaining", "gauge", ("model",), "GPU seconds",
+    "GPU time that `retrain.gpu_hours_per_week` still allows in the running week; a launch under way counts its deadline.",
     always=False)
 RETRAIN_BUDGET = Metric(
     "tidemark_retrain_budget_remaining", "gauge", ("model",), "launches",

@@ -42,7 +42,8 @@ from monitor.flow import FINAL_STATES, Alarm, Evaluation, Launch
 if TYPE_CHECKING:
     from monitor.pipeline import Stages
 
-MODEL, TOPIC, PARTITIONS = "digits", "digits.inference", 2
+#: Six partitions, since this broker keeps 5 MiB of each: together half a minute of events, if the machine is busy.
+MODEL, TOPIC, PARTITIONS = "digits", "digits.inference", 6
 VERSION = "1"
 #: Events of the first training; half of them are held out and become the reference.
 HISTORY_EVENTS = 24_000

@@ -27,7 +27,7 @@ def put_policy(page: Page, model: str, policy: PolicyStatus) -> None:
         page.put(metrics.LAUNCH_WAITING_UNTIL, [((model,), policy.waiting.until)])
     page.put(metrics.RETRAIN_BUDGET, [((model,), policy.budget_remaining)])
     if policy.gpu_hours_remaining is not None:
-        page.put(metrics.GPU_HOURS_REMAINING, [((model,), policy.gpu_hours_remaining)])
+        page.put(metrics.GPU_SECONDS_REMAINING, [((model,), 3_600 * policy.gpu_hours_remaining)])
     page.put(metrics.USELESS_LAUNCHES, [((model,), policy.useless)])
 
 
