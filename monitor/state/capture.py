@@ -69,6 +69,10 @@ class Pending:
 
     number: int
     table: pa.Table
+    bytes: int = field(init=False)                  # counted once: it is asked for at every checkpoint, of all that wait
+
+    def __post_init__(self) -> None:
+        self.bytes = self.table.nbytes
 
     @property
     def topic(self) -> str:
@@ -191,7 +195,7 @@ class Capture:
         self._rows = []
         if tables:
             self._number += 1
-            self._pending.append(Pending(self._number, pa.concat_tables(tables)))
+            self._pending.append(Pending(self._number, pa.concat_tables(tables).combine_chunks()))
             self._since = self.clock() if self._since is None else self._since
         if self._pending and (whole or self._is_due()) and self.clock() >= self._again_at:
             try:
@@ -299,7 +303,7 @@ class Capture:
                 or self._bytes() >= PENDING_BYTES_MAX)
 
     def _bytes(self) -> int:
-        return sum(waiting.table.nbytes for waiting in self._pending)
+        return sum(waiting.bytes for waiting in self._pending)
 
     def _to_files(self, step: CaptureStep) -> None:
         """Every pending row into its file; `step` and `files` are changed when all of them are written."""
