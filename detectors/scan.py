@@ -3,7 +3,8 @@
 Idea: at every pane, for the last 1, 2, 4 ... 128 panes, each row is compared with the reference in a fixed set of ways:
 four directions (location, scale, two shapes) and every single bin. The alarm is one comparison with one threshold, set
 by the number of comparisons made in all and the false alarms allowed (union bound, valid under any dependence between
-them). Scores are divided by that threshold: 1 is an alarm.
+them). Scores are divided by that threshold: 1 is an alarm. Comparisons of location, few among many, may have a share of
+the allowed false alarms for themselves: what moves in production is mostly a mean.
 
 Invariants: a decision is a pure function of (reference, ring, knobs). Adding a window, a bin or a row without adding it
 to `tests` breaks the promise; so does any second look at a pane.
@@ -32,7 +33,7 @@ from detectors.scores import Scores, Strongest
 from detectors.seen import ALARM, DIRECTIONS, LASTING, PLAIN, RAW, SEVERE, Bins, Seen, x_log_x
 from detectors.shift import Common, CommonShift
 
-__all__ = ["WINDOWS", "Ring", "Scan", "Scores"]
+__all__ = ["LOCATION_SHARE", "WINDOWS", "Ring", "Scan", "Scores"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -54,6 +55,8 @@ NAMES_FALSE_SHARE = 0.1
 PANES_PER_FALSE_ALARM_MAX = 1e15
 #: Faults are looked for from this far below the threshold on: where an alarm that stands is not over yet.
 FAULT_MARGIN = 1.0
+#: `location_share` of the service, `tidemark check` and the quality benchmark.
+LOCATION_SHARE = 0.5
 _Z95 = 1.96
 
 
@@ -66,6 +69,10 @@ class Scan:
     max_false_alarms_per_events : the same knob per event, for streams that are fed by `update`: 1e-6 is one in a million.
                             A then follows the usual size of the panes, by steps of a quarter
     common_shift          : also test all means together (`shift`): a small shift of many columns is found sooner
+    location_share        : share of the false alarms that the comparisons of location (of numbers and joint rows) have for
+                            themselves, 0 to below 1. 0: each comparison has the same, and location, being few, the least
+
+    `threshold` is what a comparison's z must reach, `location_threshold`, (J,), what one of location must.
 
     A service keeps its own rings and calls the scan with one; in a notebook, `update` keeps one here.
     """
@@ -74,7 +81,7 @@ class Scan:
 
     def __init__(self, reference: Reference, *, tolerance: float = 0.1, retrain_above: float = 0.3,
                  panes_per_false_alarm: float = 43_200.0, max_false_alarms_per_events: float | None = None,
-                 common_shift: bool = False) -> None:
+                 common_shift: bool = False, location_share: float = 0.0) -> None:
         if not 0 <= tolerance <= retrain_above < np.inf:
             raise ValueError(f"scan: expected 0 <= tolerance <= retrain_above, got {tolerance} and {retrain_above}; mend one")
         rate = max_false_alarms_per_events
@@ -82,7 +89,10 @@ class Scan:
                 rate is None or 1 / PANES_PER_FALSE_ALARM_MAX <= rate < 1):
             raise ValueError(f"scan: expected panes_per_false_alarm of 1 to {PANES_PER_FALSE_ALARM_MAX:.0e} and a rate per event "
                              f"between 0 and 1, got {panes_per_false_alarm} and {rate}; mend them")
+        if not 0 <= location_share < 1:
+            raise ValueError(f"scan: expected location_share of 0 to below 1, got {location_share}; mend it")
         self._rate, self._seen, self._common_shift = rate, (0, 0), common_shift
+        self.location_share = location_share
         self._ring: Ring | None = None                  # made by the first `update`: a service has rings of its own
         self._prepare(reference, tolerance, retrain_above, panes_per_false_alarm)
 
@@ -110,10 +120,21 @@ class Scan:
         self.panes_per_false_alarm = panes_per_false_alarm
         self._tolerances = np.array([tolerance, tolerance / 2, 0.0, retrain_above])
         self.tests = 2 * len(WINDOWS) * (DIRECTIONS * rows + int(arrays.live.sum()))
-        self.alpha = 1.0 / (panes_per_false_alarm * self.tests)
+        numeric = [isinstance(row.binning, NumericBinning) for row in reference.records]    # a level mix has no location
+        location_tests = 2 * len(WINDOWS) * sum(numeric) if self.location_share else 0
+        share = self.location_share if location_tests else 0.0
+        self.alpha = (1.0 - share) / (panes_per_false_alarm * (self.tests - location_tests))
         self.threshold = float(-special.ndtri(self.alpha))
         # An estimated variance has fat tails: its z must reach the t quantile, not the normal one.
         self._nu_directions = nu_factor(self.threshold, self.alpha, arrays.nu_directions)
+        self.location_threshold = np.full(rows, self.threshold)
+        if location_tests:
+            alpha = share / (panes_per_false_alarm * location_tests)
+            own = float(-special.ndtri(alpha))
+            self.location_threshold[numeric] = own
+            # z of location is told in units of the common threshold: reaching its own one is reaching 1, as for all others.
+            self._nu_directions[numeric, 0] = (
+                nu_factor(own, alpha, arrays.nu_directions[numeric, 0]) * self.threshold / own)
         nu_bins = nu_factor(self.threshold, self.alpha, arrays.nu_bins)
         self._bin_scale = 2 * nu_bins**2 / arrays.g_bins
         self._pearson_scale = self._bin_scale * arrays.m[:, None] / BIN_Z_MIN**2
@@ -137,10 +158,10 @@ class Scan:
         """
         arrays, deff = self.reference.arrays, self.reference.deff
         if window_events is None:
-            return (self.threshold + 2) * np.sqrt(deff / arrays.m)
+            return (self.location_threshold + 2) * np.sqrt(deff / arrays.m)
         if window_events <= 0:
             return np.full(len(deff), np.inf)
-        return self.tolerance + (self.threshold + 2) * np.sqrt(deff * (1 / arrays.m + 1 / window_events))
+        return self.tolerance + (self.location_threshold + 2) * np.sqrt(deff * (1 / arrays.m + 1 / window_events))
 
     def __call__(self, ring: Ring) -> Scores:
         """The scores at the newest pane of `ring`."""

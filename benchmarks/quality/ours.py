@@ -16,7 +16,7 @@ from detectors.esr import ESR
 from detectors.profile import Profile
 from detectors.reference import Reference
 from detectors.ring import Ring
-from detectors.scan import Scan
+from detectors.scan import LOCATION_SHARE, Scan
 
 
 class Decider(Protocol):
@@ -34,7 +34,7 @@ class ScanDecider:
 
     def __init__(self, reference: Reference, tolerance: float, asked_events: float) -> None:
         self._scan = Scan(reference, tolerance=tolerance, panes_per_false_alarm=asked_events / PANE_EVENTS,
-                          common_shift=True)
+                          common_shift=True, location_share=LOCATION_SHARE)
         self._ring = Ring(reference)
 
     def statistic(self, pane: Profile) -> float:

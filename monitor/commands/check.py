@@ -17,7 +17,7 @@ from rich.console import Console
 from detectors.comparison import display
 from detectors.embedding import dimensions
 from detectors.reference import Reference
-from detectors.scan import Ring, Scan
+from detectors.scan import LOCATION_SHARE, Ring, Scan
 from monitor.commands.shared import counted, paragraph, print_json, progress_bar, table
 from monitor.config import Limits, Schema, SchemaColumn
 from monitor.decide.explain import columns, effect_text
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{', '.join(args.data)}: expected a column of the reference such as {reference.rows[0]!r}, got none "
                           f"in {counted(profile.events, 'event')}; give their place with --prefix")
     scan = Scan(reference, tolerance=args.ignore_below, panes_per_false_alarm=1 / args.false_alarm,
-                common_shift=True)
+                common_shift=True, location_share=LOCATION_SHARE)
     ring = Ring(reference)
     ring.push(profile)
     scores = scan(ring)

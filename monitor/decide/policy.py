@@ -33,7 +33,7 @@ from detectors.dependence import DesignEffect
 from detectors.esr import ESR, Evidence, Fortunes
 from detectors.profile import Profile, ReferenceMismatch
 from detectors.reference import Reference
-from detectors.scan import Ring, Scan, Scores
+from detectors.scan import LOCATION_SHARE, Ring, Scan, Scores
 from detectors.scores import Strongest
 from monitor.config import Budget
 from monitor.flow import Alarm, AlarmKind, AlarmState, Mover, Window
@@ -171,7 +171,7 @@ class Judge:
         knobs, state = self.knobs[model], self.states[model]
         self.scans[model] = Scan(
             reference, tolerance=knobs.ignore_below, retrain_above=knobs.retrain_above,
-            panes_per_false_alarm=state.panes_per_false_alarm, common_shift=True,
+            panes_per_false_alarm=state.panes_per_false_alarm, common_shift=True, location_share=LOCATION_SHARE,
         )
         if knobs.method != "esr" or reference.too_small:
             return

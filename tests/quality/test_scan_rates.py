@@ -8,11 +8,13 @@ import pytest
 
 from detectors.reference import Reference
 from detectors.ring import Ring
-from detectors.scan import Scan
+from detectors.scan import LOCATION_SHARE, Scan
 from detectors.synthetic import RARE, TIES, Stream
 
 PANE_EVENTS = 250
 BLOCK_PANES = 20
+#: As the service decides.
+SERVICE = {"common_shift": True, "location_share": LOCATION_SHARE}
 
 
 def profiles(stream, reference, panes):
@@ -28,10 +30,10 @@ def fitted(stream, rows=10_000):
     return Reference.fit(stream.rows(rows), stream.columns, model="m", version="1")
 
 
-def false_alarms(stream, *, panes, panes_per_false_alarm, rows=10_000):
+def false_alarms(stream, *, panes, panes_per_false_alarm, rows=10_000, **options):
     """Alarms of a stream without drift; after each the ring is emptied."""
     reference = fitted(stream, rows)
-    scan = Scan(reference, tolerance=0.0, panes_per_false_alarm=panes_per_false_alarm)
+    scan = Scan(reference, tolerance=0.0, panes_per_false_alarm=panes_per_false_alarm, **options)
     ring, alarms = Ring(reference), 0
     for profile in profiles(stream, reference, panes):
         ring.push(profile)
@@ -55,9 +57,10 @@ def delay(seed, *, tolerance=0.0, panes=60, **drift):
     return np.inf
 
 
-def test_the_knob_is_honest_on_the_mixed_stream():
+@pytest.mark.parametrize("options", [{}, SERVICE], ids=["plain", "service"])
+def test_the_knob_is_honest_on_the_mixed_stream(options):
     """Asked 1 per 40 panes, 20 expected at most over 800 panes; four times fewer are usual. P(> 20) < 1e-3 at 10 true."""
-    alarms = sum(false_alarms(Stream(seed), panes=200, panes_per_false_alarm=40) for seed in range(4))
+    alarms = sum(false_alarms(Stream(seed), panes=200, panes_per_false_alarm=40, **options) for seed in range(4))
     assert 1 <= alarms <= 20
 
 
@@ -67,7 +70,7 @@ def test_the_knob_is_honest_on_the_mixed_stream():
 ])
 def test_dependence_ties_rare_levels_and_short_references_raise_no_more_than_asked(name, stream, rows):
     """Asked 1 per 100 panes over 2 x 150 panes, so 3; a true rate of 3 exceeds 8 with probability 0.004."""
-    alarms = sum(false_alarms(Stream(50 + seed, **stream), panes=150, panes_per_false_alarm=100, rows=rows)
+    alarms = sum(false_alarms(Stream(50 + seed, **stream), panes=150, panes_per_false_alarm=100, rows=rows, **SERVICE)
                  for seed in range(2))
     assert alarms <= 8, name
 

@@ -36,6 +36,43 @@ def test_the_threshold_is_the_normal_quantile_of_the_budget_over_all_tests():
     assert norm.isf(1 / (43_200 * 11_616)) == near(5.884791)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_share_for_location_spends_the_same_false_alarms_and_lowers_the_bar_for_means_alone(share):
+    from scipy.stats import norm
+    values = np.random.default_rng(1).standard_normal(1000)
+    reference, plain, _ = watched((Column("x", "numeric"),), x=values)
+    scan = Scan(reference, tolerance=0.1, panes_per_false_alarm=4000.0, location_share=share)
+    location = 2 * 8 * 1
+    spent = location * norm.sf(scan.location_threshold[0]) + (scan.tests - location) * norm.sf(scan.threshold)
+    assert spent == pytest.approx(1 / 4000, rel=1e-9)
+    assert scan.location_threshold[0] < plain.threshold < scan.threshold
+    assert scan.smallest_visible_shift()[0] < plain.smallest_visible_shift()[0]
+
+    ring = Ring(reference)
+    ring.push(reference.profile({"x": values[:400] + 0.3}))
+    few, many = plain(ring), scan(ring)
+    at_mean, others = ((scores._compare(scores._fold(ring.windows(np.array([1]))[0]), np.array([1])))
+                       for scores in (plain, scan))
+    assert many.z[0].max() == pytest.approx(few.z[0].max() * scan.threshold / scan.location_threshold[0])
+    np.testing.assert_array_equal(at_mean.nu_directions[:, 1:], others.nu_directions[:, 1:])
+
+
+def test_levels_have_no_location_and_keep_the_common_threshold():
+    values = np.random.default_rng(1).integers(0, 3, 1000)
+    reference, _, _ = watched((Column("c", "category"), Column("x", "numeric")), c=["abc"[v] for v in values],
+                              x=values + 0.5 * np.random.default_rng(2).random(1000))
+    scan = Scan(reference, location_share=0.5)
+    assert scan.location_threshold[0] == scan.threshold > scan.location_threshold[1]
+    levels_only, _, _ = watched((Column("c", "category"),), c=["abc"[v] for v in values])
+    assert Scan(levels_only, location_share=0.5).threshold == Scan(levels_only).threshold
+
+
+def test_a_share_for_location_of_everything_is_refused():
+    reference, _, _ = watched((Column("x", "numeric"),), x=np.random.default_rng(1).standard_normal(1000))
+    with pytest.raises(ValueError, match="expected location_share of 0 to below 1, got 1"):
+        Scan(reference, location_share=1)
+
+
 @pytest.fixture(scope="module")
 def four_bins():
     """The reference of the specification's example: 250 events in each of four bins, so 1, 250, 250, 250, 250, 1."""
@@ -185,7 +222,7 @@ def test_end_to_end_scores_have_the_values_of_the_worked_example(tolerance, publ
 
 def test_the_smallest_visible_shift_has_the_values_of_the_specification():
     _, scan, _ = watched((Column("x", "numeric"),), x=np.random.default_rng(1).standard_normal(9998))
-    scan.threshold = 5.884791
+    scan.location_threshold = np.array([5.884791])
     assert scan.smallest_visible_shift()[0] == near(0.078848)
     assert scan.smallest_visible_shift(128 * 250)[0] == near(0.190332)
     assert scan.smallest_visible_shift(0)[0] == np.inf
