@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup components demo test lint bench render pictures run constraints clean
+.PHONY: help setup components demo test crash lint bench fuzz audit render pictures run constraints clean
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -53,6 +53,10 @@ demo: setup  ## The whole loop on embedded parts: drift, alarm, retraining, prom
 test: components lint  ## Everything that is checked, as CI does
 	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
+crash: components  ## The service killed 1,000 times on a real broker (about 20 minutes); TIDEMARK_KILLS, TIDEMARK_SEED
+	@TIDEMARK_REQUIRE=all TIDEMARK_KILLS=$${TIDEMARK_KILLS:-1000} TIDEMARK_DAMAGES=$${TIDEMARK_DAMAGES:-1000} \
+	  $(BIN)/python -m pytest -s tests/crash/test_random_kills.py tests/crash/test_damage.py $(ARGS)
+
 lint: setup  ## Form, types and the direction of imports
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
@@ -60,6 +64,22 @@ lint: setup  ## Form, types and the direction of imports
 
 bench: setup  ## Every benchmark as a ratio beside its target
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+SECONDS ?= 60
+fuzz: setup  ## Every fuzz target for so long: make fuzz SECONDS=600 TARGETS="decode http"; found inputs lie in .fuzz/
+	@mkdir -p .fuzz; for target in $${TARGETS:-$$(ls tests/fuzz/corpus)}; do \
+	  mkdir -p .fuzz/$$target; echo "fuzz: $$target for $(SECONDS) s"; \
+	  $(BIN)/python -m tests.fuzz.drive $$target -max_total_time=$(SECONDS) -timeout=30 -rss_limit_mb=3000 -max_len=20000 \
+	    -artifact_prefix=.fuzz/$$target- .fuzz/$$target >.fuzz/$$target.log 2>&1 || { \
+	    echo "fuzz: $$target found something; see .fuzz/$$target.log" >&2; exit 1; }; done
+
+AUDIT := $(TIDEMARK_CACHE)/audit
+audit: $(VENV)/.installed  ## Known vulnerabilities of the pinned packages, by pip-audit in an environment of its own
+	@[ -x $(AUDIT)/bin/pip-audit ] || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet "pip-audit>=2.7,<3"; } \
+	  >/dev/null 2>&1 || { echo "audit: pip-audit cannot be installed (no package index in reach): nothing was audited" >&2; exit 2; }
+	@$(AUDIT)/bin/python -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null || { \
+	  echo "audit: the advisories of pypi.org cannot be reached: nothing was audited" >&2; exit 2; }
+	@$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 render: setup  ## Rewrite the generated pages; read the difference
 	@$(BIN)/python -m dashboards.render

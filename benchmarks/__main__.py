@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")     # as the service has it: idle threads that spin are no work
 
 _FOLDER = Path(__file__).resolve().parent
-_NOT_BENCHMARKS = {"__init__", "__main__", "events", "measure", "parity_figures", "topic"}
+_NOT_BENCHMARKS = {"__init__", "__main__", "events", "measure", "parity_figures", "replicas", "soak", "soak_world", "topic"}
 
 
 def known() -> list[str]:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from benchmarks.events import MODEL, messages, stream_schema
 from benchmarks.measure import Bench
-from monitor.config import Limits
+from monitor.config import Kafka, Limits
 from monitor.flow import Part, Rows
+from monitor.ingest.columns_json import scan_of
 from monitor.ingest.decode import Decoder
 from monitor.ingest.source import records
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench = Bench("decode_poison: ours with broken events / ours on clean ones", argv, repeat=15)
     clean = list(messages(20, bench.sized(EVENTS, 100)))
     decoder = Decoder(MODEL, stream_schema(20), Limits())
+    compiled = Decoder(MODEL, stream_schema(20), Limits(), scan=scan_of(Kafka(decoder="columns")))
     kinds = poison(next(value for value in clean if b'"n00": null' not in value and b"level-" in value))
     clean_parts = parts_of(clean)
     for share in SHARES:
@@ -62,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return (Counter(refusal.reason for rows in found for refusal in rows.refusals) == expected
                     and sum(map(len, found)) + expected.total() == events)
 
+        bench.compare_at_most(f"{bad} of {len(clean)} broken, columns / msgspec on clean ones",
+                              easy=lambda: [decoder.decode(part) for part in clean_parts],
+                              hard=lambda parts=parts: compiled.decode_all(parts),  # type: ignore[misc]
+                              at_most=1.0, equal=counted, names=("clean", "broken"))
         bench.compare_at_most(f"{bad} of {len(clean)} broken", easy=lambda: [decoder.decode(part) for part in clean_parts],
                               hard=lambda parts=parts: [decoder.decode(part) for part in parts],  # type: ignore[misc]
                               at_most=AT_MOST, equal=counted, names=("clean", "broken"))

@@ -35,9 +35,12 @@ def _health() -> p.Row:
     refused = f"sum({p.rate(metrics.EVENTS, model='~$model', outcome='refused')})"
     share = f"{refused} / sum({p.rate(metrics.EVENTS, model='~$model')})"
     return p.Row(1, "Health", [(4, [
-        (4, p.number(2, "Ready", "Whether state is loaded and the source assigned; the same answer as /-/ready.",
+        (3, p.number(2, "Ready", "Whether state is loaded and the source assigned; the same answer as /-/ready.",
                      f"min({p.select(metrics.READY)})", unit="none", steps=((None, "red"), (1, "green")),
                      mappings=p.yes_no("ready", "not ready"), none="down")),
+        (3, p.number(8, "Source", "Whether the brokers can be read; while they cannot, the log says why.",
+                     f"min({p.select(metrics.SOURCE)})", unit="none", steps=((None, "red"), (1, "green")),
+                     mappings=p.yes_no("read", "away"), none="down")),
         (4, p.number(3, "Lag", "Records that were not read yet, all partitions together.",
                      f"sum({p.select(metrics.LAG)}) or vector(0)", steps=LAG)),
         (4, p.number(4, "Age of the checkpoint", "Time since state and offsets were last stored together.", checkpoint,
@@ -47,7 +50,7 @@ def _health() -> p.Row:
         (4, p.meter(6, "Series budget", "Series shown, of `limits.series`; beyond it columns are folded into one.",
                     f"max({p.select(metrics.SERIES)} / {p.select(metrics.SERIES_LIMIT)})",
                     steps=((None, "green"), (SERIES_NEAR, "orange"), (1, "red")))),
-        (4, p.number(7, "Version", "Version of tidemark that runs.", f"count by (version) ({_BUILD})", unit="none",
+        (2, p.number(7, "Version", "Version of tidemark that runs.", f"count by (version) ({_BUILD})", unit="none",
                      legend="{{version}}", steps=p.NEUTRAL)),
     ])])
 
@@ -135,6 +138,17 @@ def _process_row() -> p.Row:
                          "one that fails is tried again, and the log says why. Nothing, where Prometheus' rules give the alerts.",
                          [p.Query(f"sum by (alertmanager, outcome) ({p.increase(metrics.ALERT_POSTS)})",
                                   "{{alertmanager}} {{outcome}}")], bars=True))]),
+        (8, [(12, p.lines(37, "What the loop does", "Share of the one loop's time by stage. Where waiting for records (source) "
+                          "has next to none, the loop is at its limit, and the largest of the others holds the intake back.",
+                          [p.Query(f"sum by (instance, stage) (rate({p.select(metrics.LOOP)}[$__rate_interval]))",
+                                   "{{instance}} {{stage}}")], unit="percentunit", stacked=True)),
+             (6, p.lines(38, "Captured rows that wait", "Bytes of captured rows that wait for `retrain.capture_uri`, against "
+                         "`limits.capture_mb` over all models.",
+                         [p.Query(p.select(metrics.CAPTURE_WAITING, model="~$model"), "{{model}}")], unit="bytes")),
+             (6, p.lines(39, "Captured rows given up", "Captured rows that were dropped because their storage could not be "
+                         "written for too long; the counts, and so the decisions, are not touched by it.",
+                         [p.Query(f"sum by (model) ({p.increase(metrics.CAPTURE_DROPPED, model='~$model')})", "{{model}}")],
+                         bars=True))]),
     ])
 
 

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.coded import Coded
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -201,11 +203,18 @@ class CategoryBinning:
 
     def codes(self, values: Sequence[str | None]) -> Ints:
         """The fine bin of every value, shape (n,)."""
+        if isinstance(values, Coded):
+            bins = np.zeros(len(values.levels), np.int64)
+            for code in values.used().tolist():     # turns: the distinct values of the batch
+                bins[code] = self.code(values.levels[code])
+            return bins[values.codes]
         table = {level: self.code(level) for level in set(values)}
         return np.fromiter(map(table.__getitem__, values), np.int64, len(values))
 
     def count(self, values: Iterable[str | None]) -> Ints:
         """Events in every fine bin, shape (bins,)."""
+        if isinstance(values, Coded):
+            return np.bincount(self.codes(values), minlength=self.bins)
         counts = np.zeros(self.bins, np.int64)
         for level, count in Counter(values).items():             # turns: the distinct values of the batch
             counts[self.code(level)] += count

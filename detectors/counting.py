@@ -22,6 +22,7 @@ from itertools import pairwise
 import numpy as np
 
 from detectors.binning import SORT_ROWS_MIN, NumericBinning
+from detectors.coded import Coded
 from detectors.derived import CHUNK_ROWS, Joint, number_scores
 from detectors.expansions import Expansion
 from detectors.profile import Profile
@@ -186,4 +187,6 @@ def scores_of(records: Sequence[Row], prepared: Sequence[Floats | Sequence[str |
 
 
 def _ordered(values: Floats | Sequence[str | None], order: Ints) -> Floats | Sequence[str | None]:
+    if isinstance(values, Coded):
+        return values.take(order)
     return values[order] if isinstance(values, np.ndarray) else [values[i] for i in order.tolist()]

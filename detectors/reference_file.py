@@ -113,6 +113,10 @@ def _decode(document: Mapping[str, Any], where: str) -> Content:
     rows = tuple(_decode_row(item, f"{where}: rows[{i}]") for i, item in enumerate(document["rows"]))
     kinds = _kinds(columns)
     expansions = decode_expansions(document["expansions"], kinds)
+    unlike = [row.name for row in rows if row.name in kinds and kinds[row.name] not in EXPANDED
+              and row.is_numeric != (kinds[row.name] == "numeric")]
+    if unlike:
+        _refuse(where, f"bins of the kind of column {unlike[0]!r} ({kinds[unlike[0]]})", "others", _REFIT)
     plain = [row for row in rows if row.name in kinds and kinds[row.name] not in EXPANDED]
     joint = _decode_joint(document["joint"], plain[: len(columns)], where)
     expected = [name for column in columns for name in (
@@ -151,6 +155,10 @@ def _decode_sample(item: Mapping[str, Any] | None, columns: Sequence[Column],
     if list(sample) != [column.name for column in columns] or len({len(values) for values in sample.values()}) != 1:
         _refuse(where, "a sample with every column, all of one length", f"columns {list(sample)}", _REFIT)
     return sample
+
+
+#: Far more events than anybody fits a reference on; sums of squares of them are exact enough.
+_EVENTS_MAX = 1e15
 
 
 def _decode_column(item: Mapping[str, str], where: str) -> Column:
@@ -209,6 +217,13 @@ def _decode_row(item: Mapping[str, Any], where: str) -> Row:
     expected = ((fine,), (scan,), (scan, 4), (4,), (scan,), (scan,), (4,), (4,), (fine if row.is_numeric else 0,))
     if shapes != expected:
         _refuse(where, f"arrays of shapes {expected}", f"{shapes}", _REFIT)
+    # The digest says that nobody changed the file, not that its author can count: a trainer's is somebody else's work.
+    counted = np.concatenate([row.counts.astype(np.float64), row.c0])
+    effects = np.concatenate([row.effect.g_bins, row.effect.nu_bins, row.effect.g_directions, row.effect.nu_directions])
+    if not (np.isfinite(counted).all() and (counted >= 0).all()) or counted.sum() > _EVENTS_MAX or row.c0.sum() <= 0:
+        _refuse(where, "counts that are finite, not negative and not all zero", "others", _REFIT)
+    if not np.isfinite(np.concatenate([row.weights.ravel(), row.centre])).all() or not (effects >= 0).all() or row.sd < 0:
+        _refuse(where, "weights that are finite and effects that are not negative", "others", _REFIT)
     return row
 
 

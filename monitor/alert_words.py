@@ -147,9 +147,9 @@ LAUNCHER_UNREACHABLE = Words(
     "cluster itself.", _RETRAINING_BOARD, waits="10m")
 BREAKER_OPEN = Words(
     "TidemarkBreakerOpen", "warning", "A model is in severe drift, and its retrainings have been stopped.",
-    "Model {model} is in severe drift, and as many launches in a row as `retrain.useless_max` allows have failed, timed out or "
-    "been no better: nothing more is launched until a person says so or a new version comes. Do: `tidemark triggers list "
-    "{model}` tells how each ended; mend the cause, then `tidemark triggers reset {model}`.", _RETRAINING_BOARD)
+    "Model {model} is in severe drift, and as many launches in a row as `retrain.useless_max` allows have failed, timed out, "
+    "been no better or been rolled back: nothing more is launched until a person says so or a new version comes. Do: `tidemark "
+    "triggers list {model}` tells how each ended; mend the cause, then `tidemark triggers reset {model}`.", _RETRAINING_BOARD)
 
 #: Every alert that the service can send itself, in the order of the page of runbooks.
 ALL: tuple[Words, ...] = (

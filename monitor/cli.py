@@ -15,9 +15,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from types import FrameType
 from typing import NoReturn
 
-from monitor.errors import CheckpointRefused, ConfigError, ReferenceMismatch, TidemarkError, one_line
+from monitor.errors import CheckpointFailed, CheckpointRefused, ConfigError, ReferenceMismatch, TidemarkError, one_line
 
 #: Command -> (what it does, the module that defines `arguments(parser)` and `run(args) -> int`). The module is named as text
 #: and imported when asked for, so a command may live above this layer, as `render` does.
@@ -78,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(wanted, COMMANDS, n=1)
         parser.error(f"expected one of the commands {', '.join(COMMANDS)}, got {wanted!r}"
                      + (f"; did you mean {near[0]}?" if near else ""))
+    if wanted == "run":                             # its own handlers come two seconds of imports later
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _ended_early)
     for name, (help_text, module) in COMMANDS.items():
         sub = commands.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".",
                                   allow_abbrev=False)
@@ -89,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(importlib.import_module(COMMANDS[args.command][1]).run(args))
         sys.stdout.flush()                          # a reader that went away is met here, not at the interpreter's end
         return code
+    except CheckpointFailed as error:               # no mistake of the configuration: a full disk, say
+        return _failed(args.command, error, 1)
     except (ConfigError, ReferenceMismatch, CheckpointRefused) as error:
         return _failed(args.command, error, 2)
     except TidemarkError as error:
@@ -99,6 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`| head`): nothing is wrong, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _ended_early(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)                             # nothing has begun yet
 
 
 def _failed(command: str, error: Exception, code: int) -> int:

@@ -7,6 +7,7 @@ in the file: `*_file` names a file, or `${NAME}` an environment variable. Neighb
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -37,8 +38,9 @@ from monitor.errors import ConfigError, one_line
 __all__ = [
     "NAME", "AirflowLauncher", "AlarmPolicy", "Alertmanager", "Budget", "Config", "Detector", "FilePromotion", "Files", "Grafana",
     "KServePromotion", "Kafka", "KfpLauncher", "KubernetesLauncher", "Limits", "LocalLauncher", "Monitor", "Pane", "Quality",
-    "Reports", "RestServer", "Retrain", "Schema", "SchemaColumn", "Security", "Service", "WebhookLauncher", "WebhookPromotion",
-    "budget", "listen_address", "load", "parse", "state_path",
+    "Replicas", "Reports", "RestServer", "Retrain", "Schema", "SchemaColumn", "Security", "Service", "Tls", "WebhookLauncher",
+    "WebhookPromotion",
+    "budget", "is_loopback", "known_hosts", "listen_address", "load", "parse", "state_path",
 ]
 
 class Security(Struct, forbid_unknown_fields=True, frozen=True):
@@ -65,7 +67,9 @@ class Kafka(Struct, forbid_unknown_fields=True, frozen=True):
     poll_records: Annotated[int, Meta(ge=1, le=100_000)] = 10_000
     idle_seconds: NonNegative = 30.0
     session_timeout_seconds: Annotated[float, Meta(ge=1, le=300)] = 45.0
-    fetch_bytes: Annotated[int, Meta(ge=1_048_576)] = 52_428_800
+    fetch_bytes: Annotated[int, Meta(ge=1_048_576)] = 16_777_216
+    transport: Literal["kafka-python", "librdkafka"] = "kafka-python"
+    decoder: Literal["auto", "msgspec", "columns"] = "auto"
 
 
 class Files(Struct, forbid_unknown_fields=True, frozen=True):
@@ -74,15 +78,37 @@ class Files(Struct, forbid_unknown_fields=True, frozen=True):
     paths: list[str] = field(default_factory=list)
 
 
+class Replicas(Struct, forbid_unknown_fields=True, frozen=True):
+    """Several processes that share the work through Kafka: `docs/replicas.md`."""
+
+    topic: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "tidemark.state"
+    partitions: Annotated[int, Meta(ge=1, le=1_000)] = 8
+    replication: Annotated[int, Meta(ge=1, le=9)] = 3
+    transaction_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
+    name: Text | None = None
+
+
+class Tls(Struct, forbid_unknown_fields=True, frozen=True):
+    """The port's certificate, and whose clients are let in; the files are read anew when they change."""
+
+    certificate_file: Text
+    key_file: Text
+    key_password_file: Text | None = None
+    client_ca_file: Text | None = None
+
+
 class Service(Struct, forbid_unknown_fields=True, frozen=True):
     """The process: where it listens and where it keeps its state."""
 
     listen: str = "127.0.0.1:8080"
     state: str = "sqlite:///tidemark-state.db"
     token_file: str | None = None
+    tls: Tls | None = None
+    hosts: list[Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,253}$")]] = field(default_factory=list)
     checkpoint_seconds: Annotated[float, Meta(gt=0, le=60)] = 1.0
     dead_letters: str = "file:tidemark-dead-letters.jsonl"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    replicas: Replicas | None = None
 
 
 class Limits(Struct, forbid_unknown_fields=True, frozen=True):
@@ -92,6 +118,7 @@ class Limits(Struct, forbid_unknown_fields=True, frozen=True):
     columns: Positive = 2_000
     open_panes: Positive = 500
     memory_mb: Positive = 2_048
+    capture_mb: Annotated[int, Meta(ge=16)] = 128
     series: Positive = 50_000
     dead_letter_bytes: Positive = 1_073_741_824
     launches: Positive = 4
@@ -372,6 +399,22 @@ def listen_address(text: str) -> tuple[str, int]:
     if match is None or int(match[2]) > 65535:
         raise ConfigError(f"service.listen: expected HOST:PORT such as 127.0.0.1:8080, got {text!r}; mend it")
     return match[1].strip("[]"), int(match[2])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address of `service.listen` is of this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def known_hosts(service: Service) -> list[str] | None:
+    """The names that requests may be for, besides addresses; None where any name may lead to this port."""
+    host = listen_address(service.listen)[0]
+    if not is_loopback(host):
+        return [*service.hosts, "localhost"] if service.hosts else None
+    return [*service.hosts, "localhost"]
 
 
 def state_path(text: str, where: str = "service.state") -> Path:

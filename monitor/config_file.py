@@ -66,6 +66,11 @@ def read_mapping(text: str, where: str, expected: str) -> dict[str, Any]:
     return tree
 
 
+#: Tags that a configuration has a use for, and what each may stand before; PyYAML takes some for what they are not.
+_NODES: dict[str, Any] = {"map": yaml.MappingNode, "seq": yaml.SequenceNode, "str": yaml.ScalarNode, "int": yaml.ScalarNode,
+          "float": yaml.ScalarNode, "bool": yaml.ScalarNode, "null": yaml.ScalarNode, "timestamp": yaml.ScalarNode}
+
+
 class _Loader(yaml.SafeLoader):
     """YAML whose keys are the texts as they were written, each given once."""
 
@@ -82,6 +87,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
+        fits = _NODES.get(node.tag.removeprefix("tag:yaml.org,2002:"))
+        if fits is None or type(node) is not fits:
+            raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag[-40:]!r} has no place here", node.start_mark)
         try:
             return super().construct_object(node, deep)
         except (ValueError, AttributeError, OverflowError):     # 2024-13-45, !!timestamp x, a number of 5,000 digits

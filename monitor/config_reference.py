@@ -34,11 +34,29 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
                       "A file is enough for one process and needs no server; put it on a volume that survives a restart."),
         "token_file": ("", "File with the bearer token that `/api` asks for; without one the API is as open as the port. A "
                            "file, because a token in the configuration would be copied with it."),
+        "tls": ("", "Certificate and key, to serve https in place of http. None, since in a cluster a mesh or an ingress often "
+                    "does it; without either, the token crosses the network readable."),
+        "hosts": ("", "Names by which programs and people reach the port; a request for another name is refused, so that a "
+                      "foreign page cannot have a browser read it under a name of its own. On a port of this machine only, "
+                      "addresses and `localhost` are known besides; on any other port every name is, where none is given."),
         "checkpoint_seconds": ("seconds", "Longest time between two checkpoints. 1, because a restart repeats at most that "
                                           "much work."),
         "dead_letters": ("", "Where refused records go: `file:PATH`, `topic:NAME` or `none`. A file, because it works "
                              "without rights to write to Kafka; nothing that is refused disappears unseen."),
         "log_level": ("", "Least important message that is logged. INFO tells decisions, never single events."),
+        "replicas": ("", "Several processes that share the work, see docs/replicas.md; `state` then is a cache of each. None: "
+                         "one process keeps everything in `state`, which needs no rights to write to Kafka."),
+    },
+    "Replicas": {
+        "topic": ("", "The compacted topic that holds panes, alarms and launches; made at the start where that is allowed. "
+                      "A name of its own beside the topics of events."),
+        "partitions": ("", "Partitions of that topic: so many replicas at most decide about models, however many count. 8, "
+                           "because each costs a connection and it cannot be changed later."),
+        "replication": ("", "Copies of the topic that is made. 3, as of every topic that must survive a broker."),
+        "transaction_seconds": ("seconds", "A transaction that a dead replica left open holds decisions back for so long. 10: "
+                                           "a slow broker answers within it, and a model waits no longer."),
+        "name": ("", "A name that this replica alone has and keeps when it is restarted, such as `${HOSTNAME}` of a "
+                     "StatefulSet: what its predecessor left open is then ended at once. Without one it is ended by time."),
     },
     "Kafka": {
         "bootstrap_servers": ("", "HOST:PORT of some brokers; the others are found through them."),
@@ -54,8 +72,14 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
                                     "default pane; a producer that pauses longer has its events counted as late."),
         "session_timeout_seconds": ("seconds", "The broker gives partitions to another member after so long without a sign "
                                                "of life. 45 is Kafka's own default."),
-        "fetch_bytes": ("bytes", "Most bytes that are held fetched and not yet decoded. 50 MiB: the largest single term of a "
-                                 "small monitor's memory."),
+        "transport": ("", "The client library. `kafka-python` needs nothing besides; `librdkafka` takes a fifth of its processor "
+                          "time per event, and needs `pip install 'tidemark[fast]'`. Both read the same, in the same order."),
+        "decoder": ("", "How JSON becomes columns: `msgspec`, or `columns`, compiled, which gives the same values in a fifth "
+                        "of the time and takes 120 MB and some seconds at the start (extra `fast`). `auto` takes it beside "
+                        "librdkafka where it can be had: who asks for the one wants the other."),
+        "fetch_bytes": ("bytes", "Most bytes that are held fetched and not yet decoded; unpacked they take several times as "
+                                 "much. 16 MiB: more makes nothing faster, and it was the largest part of a small monitor's "
+                                 "memory."),
     },
     "Security": {
         "protocol": ("", "How brokers are spoken to. PLAINTEXT as Kafka's own default; use SASL_SSL wherever the network is "
@@ -119,6 +143,13 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
                             "link."),
         "runbooks_url": ("", "Address of the folder of the runbook pages. None: alerts have no such link."),
     },
+    "Tls": {
+        "certificate_file": ("", "Certificate with its chain, PEM. It is read anew when it changes, without a restart."),
+        "key_file": ("", "Its key, PEM."),
+        "key_password_file": ("", "File with the key's password, where it has one."),
+        "client_ca_file": ("", "Certificates of the authority whose clients are let in; who has none ends in the handshake, "
+                               "Prometheus and the probes, too. None lets everybody speak, and `token_file` decides."),
+    },
     "Limits": {
         "message_bytes": ("bytes", "A larger record is refused unread, with the reason `too_large`. 1 MiB is what a broker "
                                    "takes by default."),
@@ -127,8 +158,12 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "open_panes": ("panes", "How far one partition may be read ahead of the slowest, and so how many panes one monitor "
                                 "holds open. Events beyond it wait, and their partition is paused; memory is "
                                 "columns x bins x panes x 8 bytes."),
-        "memory_mb": ("MiB", "The counts of all monitors must fit in so much, or the service refuses to start and says what "
-                             "it needs."),
+        "memory_mb": ("MiB", "The process must fit in so much by the formula of docs/operations.md, or the service refuses to "
+                             "start and says what it needs and which setting lowers it most. Set the container's limit to it. "
+                             "2,048: six models of 20 columns, 36 with `open_panes: 60`."),
+        "capture_mb": ("MiB", "Captured rows of all models that wait in memory and in the state for `retrain.capture_uri`, in "
+                              "equal shares; a storage that stays away longer loses the oldest, counted. 128: about 700,000 rows "
+                              "of 20 columns."),
         "series": ("series", "Most series in a scrape. Beyond it the columns with the highest scores are shown and the rest "
                              "is one `__other__`. 50,000 is what a small Prometheus takes from one target without effort."),
         "launches": ("launches", "Most trainings under way over all models; beyond it an alarm waits. 4, so that one change in "

@@ -55,9 +55,9 @@ RETRAIN_FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
                                             "`deadline_hours` while a training has not ended. None, so that `max_per_week` "
                                             "alone bounds it; needs a launcher that says its GPUs."),
         "blackout": ("", "Hours of the week in which nothing is launched, a list of periods. None by default."),
-        "useless_max": ("launches", "Launches of a version in a row that failed, timed out or were not better, after which there "
-                                    "is no other until a person resets it or a new version comes. 3, since what three "
-                                    "trainings could not mend a fourth will not; null never stops."),
+        "useless_max": ("launches", "Launches of a version in a row that failed, timed out, were not better or were rolled back, "
+                                    "after which there is no other until a person resets it or a new version comes. 3, since "
+                                    "what three trainings could not mend a fourth will not; null never stops."),
         "approval": ("", "Whether a launch waits for a person (`tidemark triggers approve`, which needs "
                          "`service.token_file`). Automatic, because the challenger must win on held-back events before it "
                          "is promoted."),
@@ -79,6 +79,8 @@ RETRAIN_FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
                          "is captured and `collect_events` waits for nothing. None: captured events."),
         "metric": ("", "What champion and challenger are compared by (`docs/judging.md`). Accuracy, which needs nothing but "
                        "labels; for numbers take one of the errors or `r2`, which accuracy cannot compare."),
+        "metric_interval": ("", "The interval of the difference. `auto`: for each metric the one that keeps its level best with "
+                                "few events; `bootstrap`: a paired bootstrap for all of them, drawn by the launch's id."),
         "positive_label": ("", "The label that `f1`, `roc_auc` and `log_loss` are about. None: of labels 0 and 1, or false and "
                                "true, the second; without it `f1` is the mean over classes."),
         "min_improvement": ("as the metric", "A challenger is better when it surely is by more than this. 0: any improvement "
@@ -90,6 +92,10 @@ RETRAIN_FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "promote": ("", "How a better challenger reaches production; without it a verdict is reported and nothing changes."),
         "model_uri": ("", "Where the model of the configured version is. Only `tidemark rollback` needs it, to go back to the "
                           "version that the monitor began with; KServe knows it by itself."),
+        "result_uris": ("", "Folders besides the launch's own output in which `result.json` may name files: paths, "
+                            "s3://bucket/prefix or https://host/path. Empty: the reference must lie in the output, the model "
+                            "there or in any object store or registry. Name your model store here, and a trainer can send "
+                            "serving nowhere else."),
     },
     "Shadow": {
         "prediction": ("", "Column of the events in which serving logs the challenger's answers while it is in shadow; it is "

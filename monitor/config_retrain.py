@@ -161,6 +161,8 @@ def gpus(launcher: Struct) -> int:
 #: What champion and challenger may be compared by, and of these the ones of which less is better.
 Metric = Literal["accuracy", "balanced_accuracy", "f1", "roc_auc", "log_loss", "mean_absolute_error", "root_mean_squared_error",
                  "r2"]
+#: The interval of the difference: what keeps its level best for the metric, or a paired bootstrap for every metric.
+Interval = Literal["auto", "bootstrap"]
 SMALLER_IS_BETTER: frozenset[str] = frozenset({"log_loss", "mean_absolute_error", "root_mean_squared_error"})
 
 
@@ -197,12 +199,14 @@ class Retrain(Struct, forbid_unknown_fields=True, frozen=True):
     capture_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
     data_uri: Text | None = None
     metric: Metric = "accuracy"
+    metric_interval: Interval = "auto"
     positive_label: Text | None = None
     min_improvement: NonNegative = 0.0
     holdout_events_min: Positive = 200
     shadow: Shadow | None = None
     promote: FilePromotion | WebhookPromotion | KServePromotion | None = None
     model_uri: str | None = None
+    result_uris: list[Text] = field(default_factory=list)
 
 
 def refuse_impossible_shadow(retrain: Retrain, where: str) -> None:
@@ -211,7 +215,8 @@ def refuse_impossible_shadow(retrain: Retrain, where: str) -> None:
     if shadow is None:
         return
     if not isinstance(retrain.promote, FilePromotion | WebhookPromotion):
-        got = "none" if retrain.promote is None else retrain.promote.__struct_config__.tag
+        got = ("none" if retrain.promote is None else
+               "kserve, which answers no request by two models (docs/promotion.md)")
         raise ConfigError(f"{where}.shadow: expected promote.type file or webhook, by which serving is told of the challenger, "
                           f"got {got}; add one, or remove shadow")
     if retrain.data_uri is not None:

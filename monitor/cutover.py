@@ -29,6 +29,7 @@ from monitor.reporting import sampling_of
 from monitor.retrain.launch import Retraining
 from monitor.retrain.ledger import Ledger, launch_to_json
 from monitor.state.panes import NO_PANE, Panes, Stream
+from monitor.state.retention import forget_old_versions
 from monitor.state.store import Store
 
 log = logging.getLogger("tidemark")
@@ -113,6 +114,7 @@ class CutOver:
             self.store.save_reference(db, reference)
             self.store.save_cutover(db, stream, old.version, at, f"launch {launch.id}")
             self.store.forget_open(db, stream.model, stream.version)
+            forget_old_versions(db, stream, old.last_decided)
             self.save(db, stream)
             moved = self.ledger.launches[launch.id]
             self.store.save_launch(db, moved.id, moved.model, launch_to_json(moved))

@@ -31,6 +31,7 @@ from monitor.flow import Alarm, Clock, Evaluation, Rows, Source
 from monitor.ingest.deadletters import DeadLetters
 from monitor.retrain.limits import Moment
 from monitor.retrain.trigger import Trigger
+from monitor.state.capture import Capture
 from monitor.state.panes import SEGMENT, Panes, Stream
 
 #: Distances are shown for this many panes while nothing fires: enough events to be calm, few enough to be fresh.
@@ -71,6 +72,9 @@ class Display:
     retried: dict[str, int] = field(default_factory=dict)
     checkpoint: float | None = None                 # wall-clock time of the last commit
     reports: Maker | None = None
+    captures: Mapping[str, Capture] = field(default_factory=dict)
+    loop: Mapping[str, float] = field(default_factory=dict)         # seconds of the loop by stage, counted by its owner
+    away: str = ""                                  # why the source cannot be read now
     _unshown: set[str] = field(default_factory=set)
 
     def note(self, evaluation: Evaluation) -> None:
@@ -130,7 +134,8 @@ class Display:
             open_alarms={key: opened for stream in self.panes.streams.values() for key, opened in self._open(stream)},
             alarms=tuple(self.alarms), launches=tuple(self.trigger.ledger.launches.values()),
             decided=self.trigger.ledger.decisions, audit=self.trigger.ledger.entries,
-            dead_letters=self.dead_letters.counts(), reports=None if self.reports is None else self.reports.shelf.folder,
+            dead_letters=self.dead_letters.counts(), loop=dict(self.loop), away=self.away,
+            reports=None if self.reports is None else self.reports.shelf.folder,
         )
 
     def _open(self, stream: Stream) -> Iterable[tuple[tuple[str, str, str, str, str, str], OpenAlarm]]:
@@ -154,6 +159,7 @@ class Display:
             if name.startswith("refused:"):
                 events["refused", name.removeprefix("refused:")] = count
         now = mark / 1000 if mark >= 0 else self.clock()
+        capture = self.captures.get(stream.model)
         return MonitorStatus(
             stream.model, stream.version, events=events, late=stream.late, retried=self.retried.get(stream.model, 0),
             watermark=mark / 1000 if mark >= 0 else None, digest=stream.reference.digest, launcher=configured.launcher,
@@ -161,6 +167,7 @@ class Display:
             budget_remaining=self.trigger.budget_remaining(stream.model, now) if configured.launcher else None,
             reports={} if self.reports is None else self.reports.counts(stream.model),
             policy=self._policy(stream, now) if configured.launcher else None,
+            capture=None if capture is None else (capture.waiting_bytes, capture.dropped),
             **({} if self.observer is None else self.observer.counts(stream.model)),
         )
 

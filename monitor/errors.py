@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from detectors.reference import ReferenceMismatch
 
-__all__ = ["CheckpointRefused", "ConfigError", "LaunchFailed", "ReferenceMismatch", "SourceFailed", "StateInUse",
-           "TidemarkError", "one_line"]
+__all__ = ["CheckpointFailed", "CheckpointRefused", "ConfigError", "LaunchFailed", "ReferenceMismatch", "SourceFailed",
+           "StateInUse", "TidemarkError", "one_line"]
 
 
 class TidemarkError(Exception):
@@ -27,6 +27,10 @@ class SourceFailed(TidemarkError):
 
 class CheckpointRefused(TidemarkError):
     """The stored state cannot be used: corrupted, of another format, or of another configuration."""
+
+
+class CheckpointFailed(CheckpointRefused):
+    """The state cannot be written now: the disk is full, read-only or gone. What was stored before is whole."""
 
 
 class StateInUse(CheckpointRefused):

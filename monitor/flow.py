@@ -70,6 +70,7 @@ class Batch:
     caught_up : the partitions of which nothing more was waiting when this batch was taken
     ended    : a bounded source has no more; the pipeline closes every pane and returns
     lost     : records that retention removed before they were read, per partition
+    away     : why the source cannot read at the moment, in one line; empty while all is well
     """
 
     parts: tuple[Part, ...] = ()
@@ -77,6 +78,7 @@ class Batch:
     caught_up: frozenset[TopicPartition] = frozenset()
     ended: bool = False
     lost: Mapping[TopicPartition, int] = field(default_factory=dict)
+    away: str = ""
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -121,7 +123,7 @@ class Rows:
     """Decoded events of one monitor from one partition, in stream order.
 
     offsets : int64 (n,) of the good events      times : int64 (n,), milliseconds since 1970, event time
-    columns : per schema column float64 (n,) with NaN for missing, or a list of str | None
+    columns : per schema column float64 (n,) with NaN for missing, or str | None as a list or a `detectors.coded.Coded`
     others  : values that are kept but not watched: `id` (list of str | None) and label columns, when the schema has them
     read    : records read, good and refused; `next_offset` is where this partition goes on
     """
@@ -316,11 +318,12 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """What a launcher knows of a job."""
+    """What a launcher knows of a job; `output_uri` where it leaves its output, when the launcher gave it another folder."""
 
     state: Literal["queued", "running", "succeeded", "failed", "unknown"]
     detail: str = ""
     progress: str = ""
+    output_uri: str = ""
 
 
 class Launcher(Protocol):

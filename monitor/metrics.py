@@ -106,6 +106,19 @@ REPORT_OUTCOMES: Mapping[str, str] = {
     "dropped": "too many waited, or a newer one of the same alarm took its place",
 }
 
+#: What the loop spends its time on, in the order of an event's way: all of its time is in one of them.
+LOOP_STAGES: Mapping[str, str] = {
+    "source": "waiting for records and taking them: what is left when all the others are quick",
+    "decode": "bytes to columns",
+    "count": "columns to counts in panes, and what people asked",
+    "judge": "decided panes: scan, alarms, further detectors on counts and series",
+    "dead_letters": "refused records to their file or topic",
+    "capture": "rows for retraining to their storage",
+    "store": "the transaction of a checkpoint",
+    "show": "text for Prometheus, reports, Kafka's own offsets",
+    "launch": "steps of retraining: launchers, judging a challenger, promotion",
+}
+
 #: Names in the same scrape that are not ours: the client library's view of the process.
 FOREIGN_PREFIXES = ("process_", "python_")
 
@@ -118,6 +131,7 @@ LABELS: Mapping[str, str] = {
     "column": f"column of the reference; those beyond the series budget are one `{OTHER}`",
     "detector": "one of the detectors below, or a name in `monitors[].detectors`",
     "state": "one of a closed list, see the metric",
+    "stage": "what the loop spends its time on, see the metric",
     "kind": "`drift`, or `quality` (missing, unseen, out of range)",
     "cause": "what an alarm rests on: `columns`, `wrong_type` or `volume`",
     "bin": "bin of the reference, by its edges or its category",
@@ -263,6 +277,9 @@ DEAD_LETTERS = Metric(
 LAG = Metric(
     "tidemark_lag_events", "gauge", ("topic", "partition"), "events",
     "Records of the partition that were not read yet.")
+SOURCE = Metric(
+    "tidemark_source_connected", "gauge", (), "0 or 1",
+    "1 while the source can be read; 0 while brokers are away, refuse us or have no leader: the log says which.")
 WATERMARK = Metric(
     "tidemark_watermark_timestamp_seconds", "gauge", ("model",), "seconds since 1970",
     "Event time up to which everything is believed to have been seen.")
@@ -301,7 +318,8 @@ LAUNCH_WAITING_UNTIL = Metric(
     "Event time at which what a launch waits for ends, as far as it is known.", always=False)
 USELESS_LAUNCHES = Metric(
     "tidemark_useless_launches", "gauge", ("model",), "launches",
-    "Launches of the version in a row that failed, timed out or were not better; at `retrain.useless_max` the breaker opens.",
+    "Launches of the version in a row that failed, timed out, were not better or were rolled back; at `retrain.useless_max` the "
+    "breaker opens.",
     always=False)
 GPU_SECONDS_REMAINING = Metric(
     "tidemark_retrain_gpu_seconds_remaining", "gauge", ("model",), "GPU seconds",
@@ -325,6 +343,17 @@ ALERT_POSTS = Metric(
     "tidemark_alert_posts_total", "counter", ("alertmanager", "outcome"), "posts",
     "Posts of the open alerts to an Alertmanager of `alertmanager.urls`: taken by it, or failed and tried again.",
     values=("taken", "failed"), always=False)
+LOOP = Metric(
+    "tidemark_loop_seconds_total", "counter", ("stage",), "seconds",
+    "Time of the one loop by what it was spent on; where `source` gets little of it, the stage that gets most holds intake back.",
+    values=tuple(LOOP_STAGES))
+CAPTURE_WAITING = Metric(
+    "tidemark_capture_waiting_bytes", "gauge", ("model",), "bytes",
+    "Captured rows that wait in the state for their storage.", always=False)
+CAPTURE_DROPPED = Metric(
+    "tidemark_capture_dropped_total", "counter", ("model",), "events",
+    "Captured rows given up since the service started, the oldest first, because too many waited for a storage that "
+    "cannot be written.", always=False)
 SERIES = Metric(
     "tidemark_series", "gauge", (), "series",
     "Series of tidemark in this scrape.")

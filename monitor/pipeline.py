@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from detectors.profile import Profile
 from detectors.scan import Scores
@@ -36,6 +37,7 @@ from monitor.flow import (
     Alarm,
     Batch,
     Clock,
+    Columns,
     Evaluation,
     Launch,
     Rows,
@@ -45,6 +47,7 @@ from monitor.flow import (
     Window,
 )
 from monitor.ingest.deadletters import DeadLetters
+from monitor.metrics import LOOP_STAGES
 from monitor.reporting import Reporting
 from monitor.retrain.launch import Retraining
 from monitor.retrain.ledger import decision_to_json, entry_to_json, launch_to_json
@@ -56,6 +59,12 @@ from monitor.state.store import KEPT_AUDIT, Store
 log = logging.getLogger("tidemark")
 
 Decode = Callable[[Batch], Sequence[Rows]]
+
+#: Bytes of decided panes, rows for the capture and refused records that may wait for the next checkpoint; with more of them
+#: it comes early. A second of one fast topic, and a seventh of what a sparse backlog of 1,000 columns decides in one turn.
+HELD_BYTES = 64 << 20
+#: What a text of a row takes beside numbers of 8 bytes, as far as what is held is weighed.
+TEXT_BYTES = 64
 
 
 def run(
@@ -111,14 +120,20 @@ class Stages:
     new_alarms: list[Alarm] = field(default_factory=list)
     display: Display = field(init=False)
     cut_over: CutOver = field(init=False)
-    committed_at: float | None = None
+    committed_at: float | None = None               # wall-clock time of the last checkpoint
+    elapsed: Clock = time.monotonic                 # what is waited for: it does not jump when the machine's time is set
+    _committed: float | None = field(default=None, init=False)              # `elapsed` at the last checkpoint
     stopping: bool = False
+    held_bytes: int = 0                             # of what waits for the next checkpoint
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LOOP_STAGES, 0.0))      # seconds of the loop by stage
+    _weighed: tuple[int, int] = (0, 0)              # of the kept rows and of the refusals, how many are in `held_bytes`
+    _lapped: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         self.display = Display(
             self.exporter, self.panes, self.judge, self.trigger, self.source, self.dead_letters, self.configured, self.clock,
             self.quality, self.observer, list(self.past_alarms),
-            reports=None if self.reporting is None else self.reporting.maker)
+            reports=None if self.reporting is None else self.reporting.maker, captures=self.captures, loop=self.spent)
         self.cut_over = CutOver(
             self.panes, self.judge, self.policy, self.trigger.ledger, self.retraining, self.store, self.source, self.display,
             self.configured, self.clock, self.observer, self._note, lambda: self.commit(Batch(), now=True), self._save_stream,
@@ -156,10 +171,12 @@ class Stages:
         stream, state = self.panes.streams[window.model], self.judge.states[window.model]
         stream.origin = max(stream.origin, state.origin)
         self.decided.setdefault(window.model, {})[window.pane] = window.profile
+        self.held_bytes += window.profile.counts.nbytes
         if self.observer is not None:
             self.observer(window, self.judge.rings[window.model])
         if window.sample is not None:
             self.sampled.setdefault(window.model, {})[window.pane] = window.sample
+            self.held_bytes += _weight(window.sample.columns)
         evaluation = Evaluation(
             window, scores, alarms, self.policy.state_name(window.model, scores),
             *self.policy.open_episode(window.model))
@@ -178,21 +195,34 @@ class Stages:
             alarms = (standing,) if standing is not None else ()
         self.trigger(alarms, self.panes.offsets(window.model), is_standing=is_standing,
                      judged_seconds=stream.decided_panes * stream.pane_ms / 1000)
+        self._lap("judge")
+        if self.held_bytes >= HELD_BYTES:           # one batch of a sparse backlog may decide thousands of panes
+            self._checkpoint(Batch())
 
     def commit(self, batch: Batch, *, now: bool = False) -> None:
         """The checkpoint, in the order that `state.store` explains; skipped while nothing is due."""
+        self._lap("count")
+        self.display.away = batch.away
         replies = self._answer()
         self._look_between_panes()
         launches, decisions = self.trigger.ledger.changed()
         entries = self.trigger.ledger.new_entries()
-        due = self.committed_at is None or self.clock() - self.committed_at >= self.checkpoint_seconds
-        if not (now or due or batch.ended or launches or decisions or entries or replies or self.new_alarms):
-            return
+        due = (self._committed is None or self.elapsed() - self._committed >= self.checkpoint_seconds
+               or self._is_full())
+        if now or due or batch.ended or launches or decisions or entries or replies or self.new_alarms:
+            self._checkpoint(batch, replies)
+
+    def _checkpoint(self, batch: Batch, replies: Sequence[tuple[Asked, Reply]] = ()) -> None:
+        """Store what is held; also between two decided panes of one batch, where everything that is counted is in a pane."""
+        launches, decisions = self.trigger.ledger.changed()
+        entries = self.trigger.ledger.new_entries()
         self.dead_letters.write(self.panes.refusals)                                    # 1
         self.dead_letters.flush()
+        self._lap("dead_letters")
         for rows in self.panes.kept:
             self.captures[rows.model].add(rows)
         files = {model: capture.write(whole=batch.ended) for model, capture in self.captures.items()}     # 2
+        self._lap("capture")
         with self.store.transaction() as db:                                            # 3
             for stream in self.panes.streams.values():
                 self._save_stream(db, stream)
@@ -211,15 +241,33 @@ class Stages:
         self.decided.clear()
         self.sampled.clear()
         self.new_alarms = []
+        self.held_bytes, self._weighed = 0, (0, 0)
+        self._lap("store")
         for model, step in files.items():
             self.captures[model].forget(step.removed)
         self.source.committed(self.stored_offsets())                                    # 4
-        self.committed_at = self.display.checkpoint = self.clock()
+        self.committed_at, self._committed = self.clock(), self.elapsed()
+        self.display.checkpoint = self.committed_at
         if self.reporting is not None:
             self.reporting.keep()
         self.display.show()
         for asked, reply in replies:                                                    # 5
             self.inbox.reply(asked, reply)
+        self._lap("show")
+
+    def _is_full(self) -> bool:
+        """Whether what waits for the checkpoint is so much that it must not grow."""
+        rows, refusals = self._weighed
+        self.held_bytes += sum(_weight(kept.columns) + _weight(kept.others) for kept in self.panes.kept[rows:])
+        self.held_bytes += sum(len(refusal.value or b"") for refusal in self.panes.refusals[refusals:])
+        self._weighed = len(self.panes.kept), len(self.panes.refusals)
+        return self.held_bytes >= HELD_BYTES
+
+    def _lap(self, stage: str) -> None:
+        """Charge the time since the last lap to a stage of the loop: what of them is slow is what holds the intake back."""
+        now = time.perf_counter()
+        self.spent[stage] += now - self._lapped
+        self._lapped = now
 
     def advance(self) -> None:
         """Carry each unfinished launch one step on; cut over to the reference of a promoted one."""
@@ -306,7 +354,9 @@ class Stages:
 
     def _until_stopped(self) -> Iterable[Batch]:
         for batch in self.source:
+            self._lap("source")
             yield batch
+            self._lap("launch")
             if self.stopping:
                 return
             self.source.hold(self.panes.waiting())
@@ -315,9 +365,11 @@ class Stages:
         decoded = self.decode(batch)
         for rows in decoded:
             self.display.note_rows(rows)
+        self._lap("decode")
         return decoded
 
     def _scan(self, window: Window) -> Scores:
+        self._lap("count")
         begun = time.perf_counter()
         scores = self.judge(window)
         self.display.seconds[window.model] = time.perf_counter() - begun
@@ -388,6 +440,12 @@ class Stages:
         capture = self.captures.get(launch.model)
         since = msgspec.json.decode(launch.reason)["window"]["since"]
         return capture.labelled_since(int(since * 1000)) if capture else 0
+
+
+def _weight(columns: Columns) -> int:
+    """Bytes that the columns of some rows take."""
+    return sum(values.nbytes if isinstance(values, np.ndarray) else TEXT_BYTES * len(values) for values in columns.values())
+
 
 def _bare(stream: Stream, pane: int) -> Window:
     """A pane without events: the time at which something was noticed between panes."""

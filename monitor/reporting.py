@@ -169,9 +169,12 @@ class Reporting:
         """One look at the process that makes reports."""
         self.maker.advance()
 
-    def restore(self, alarms: Sequence[Alarm]) -> None:
-        """Go on after a start: what waited is made, and open alarms without a report get one. `alarms`: the stored ones."""
-        for facts in self.maker.shelf.all():
+    def restore(self, alarms: Sequence[Alarm], *, resume: bool = True) -> None:
+        """Go on after a start: what waited is made (`resume`), and open alarms without a report get one.
+
+        alarms : the stored ones, of all models or of one after the other
+        """
+        for facts in self.maker.shelf.all() if resume else ():
             if facts.state == "waiting":
                 self.maker.resume(facts)
         names = dict.fromkeys(report_name(alarm) for alarm in alarms if alarm.model in self.judge.states)

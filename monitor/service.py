@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,17 +27,19 @@ from monitor.decide.observe import Asked, Kept, Observer
 from monitor.decide.plan import Plan
 from monitor.decide.policy import Judge, Knobs, Policy, PolicyState
 from monitor.decide.quality import QualityChecks, QualityState
-from monitor.display import Configured
+from monitor.display import ALARMS_SHOWN, Configured
 from monitor.errors import CheckpointRefused, ConfigError, SourceFailed
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Inbox
 from monitor.expose.report_maker import Maker
 from monitor.expose.report_shelf import Shelf
 from monitor.flow import Alarm, Batch, Clock, Evaluation, Launch, Launcher, Rows, Source
+from monitor.ingest.columns_json import scan_of
 from monitor.ingest.deadletters import DeadLetters
 from monitor.ingest.decode import Decoder
 from monitor.ingest.files import FileSource
 from monitor.ingest.kafka import KafkaSource
+from monitor.ingest.librdkafka import LibrdkafkaSource
 from monitor.ingest.schema import StreamSchema
 from monitor.pipeline import Stages
 from monitor.reporting import Reporting, folder_of, refuse_impossible, sampling_of, why_none
@@ -47,15 +49,15 @@ from monitor.retrain.ledger import Ledger, decision_from_json, entry_from_json, 
 from monitor.retrain.promote import promotion_for
 from monitor.retrain.shadow import Shadows, Watching
 from monitor.retrain.trigger import Trigger
+from monitor.sizing import sizing
 from monitor.state.capture import Capture, read_text
 from monitor.state.panes import Panes, Stream
-from monitor.state.sample import NUMBER_BYTES, TEXT_BYTES
-from monitor.state.store import Store
+from monitor.state.retention import forget_old_versions
+from monitor.state.store import Store, stored
 
 log = logging.getLogger("tidemark")
 
-#: Bytes of one count, and panes that a ring holds.
-COUNT_BYTES = 8
+#: Panes that a ring holds.
 RING_PANES = 129
 
 
@@ -122,22 +124,6 @@ class Watched:
         """What they look at; ConfigError where they do not fit the reference."""
         return self.asked().plan(self.reference)
 
-    def memory_bytes(self, open_panes: int) -> int:
-        """rows x bins x (open panes + two rings of 129) x 8: the bound that does not grow with events.
-
-        Where rows are sampled: kept rows x their width x (open panes + those that a further detector looks back at) besides.
-        """
-        rows, bins = self.reference.shape
-        counts = rows * bins * (open_panes + 2 * RING_PANES) * COUNT_BYTES
-        plan, kinds = self.plan(), {column.name: column.kind for column in self.reference.columns}
-        sampling = sampling_of(plan, self.reference, self.reports)
-        if sampling is None:
-            return counts
-        numbers = {name: NUMBER_BYTES for name, kind in kinds.items() if kind == "numeric"}
-        numbers |= {name: NUMBER_BYTES * size for name, size in dimensions(self.reference.expansions).items()}
-        width = sum(numbers.get(name, TEXT_BYTES) for name in sampling.names) + 4 * NUMBER_BYTES
-        return counts + sampling.rows * width * (open_panes + plan.panes)
-
 
 def watched(config: Config) -> list[Watched]:
     """Load and check every monitor's reference; the first thing that is wrong is one clear line."""
@@ -163,28 +149,37 @@ def watched(config: Config) -> list[Watched]:
         if monitor.histograms_only and needy:
             raise ConfigError(f"monitors[{index}].detectors: expected detectors on counts beside histograms_only, "
                               f"got {needy[0]!r}, which needs rows; remove it")
-    needed = sum(one.memory_bytes(config.limits.open_panes) for one in found)
-    if needed > config.limits.memory_mb << 20:
-        raise ConfigError(
-            f"limits.memory_mb: expected at least {-(-needed >> 20)} for columns x bins x panes x 8 bytes of all monitors, "
-            f"got {config.limits.memory_mb}; raise it, watch fewer columns, or lower limits.open_panes"
-        )
+    sizing(config, found).refuse()
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What one of several replicas brings of its own for the models that it decides about (`monitor.replicas`)."""
+
+    monitors: Sequence[Watched]
+    store: Store
+    decode: Callable[[Batch], list[Rows]]
+    panes: Callable[..., Panes]
 
 
 def build(
     config: Config, *, clock: Clock = time.time, source: Source | None = None, launching: bool = True,
     state: Path | str | None = None, exporter: Exporter | None = None, inbox: Inbox | None = None,
-    on_evaluation: Callable[[Evaluation], None] | None = None,
+    on_evaluation: Callable[[Evaluation], None] | None = None, seat: Seat | None = None,
+    elapsed: Clock | None = None,
 ) -> Stages:
     """Everything that `run` needs, with its stored state loaded and its source at the stored offsets.
 
     source    : read this instead of what the configuration names       state : keep the state here (":memory:" for none)
     launching : False decides and writes down, but starts no training and captures nothing
+    seat      : what one of several replicas brings of its own
+    elapsed   : what intervals are measured by; the wall clock, which is set now and then, only says when something was
     """
-    monitors = watched(config)
+    elapsed = elapsed or (time.monotonic if clock is time.time else clock)      # a clock that a test moves is both
+    monitors = watched(config) if seat is None else list(seat.monitors)
     refuse_impossible(config)
-    store = Store(state if state is not None else state_path(config.service.state))
+    store = seat.store if seat is not None else Store(state if state is not None else state_path(config.service.state))
     try:
         ledger = Ledger(map(launch_from_json, store.history("launches")), map(decision_from_json, store.history("decisions")),
                         map(entry_from_json, store.history("audit")))
@@ -193,8 +188,11 @@ def build(
         observer = Observer(asked) if asked else None
         shown, folder = exporter or Exporter(config.limits.series), folder_of(config, state) if launching else None
         streams = [_restored(one, store, judge, observer, one.reports if folder is not None else None) for one in monitors]
-        captures = {one.monitor.model: _capture(one, store, clock) for one in monitors if one.monitor.retrain and launching}
-        panes = Panes(streams, clock=clock, idle_seconds=config.kafka.idle_seconds, open_panes_max=config.limits.open_panes,
+        capturing = [one for one in monitors if one.monitor.retrain and launching]
+        captures = {one.monitor.model: _capture(one, store, (clock, elapsed), (config.limits.capture_mb << 20) // len(capturing))
+                    for one in capturing}
+        panes = (Panes if seat is None else seat.panes)(
+                      streams, clock=elapsed, idle_seconds=config.kafka.idle_seconds, open_panes_max=config.limits.open_panes,
                       keep=[one.monitor.model for one in monitors if one.monitor.retrain and one.monitor.retrain.data_uri is None
                             and launching])
         policies = {one.monitor.model: one.monitor.retrain for one in monitors if one.monitor.retrain is not None}
@@ -209,7 +207,7 @@ def build(
 
         stages = Stages(
             source=source if source is not None else _source(config, monitors),
-            decode=_decoding(config, monitors), panes=panes, judge=judge, policy=Policy(judge),
+            decode=decoding(config, monitors) if seat is None else seat.decode, panes=panes, judge=judge, policy=Policy(judge),
             trigger=Trigger(policies, ledger, clock=clock, launches_max=config.limits.launches),
             retraining=Retraining(
                 policies, ledger, launchers, save=save, snapshot=lambda launch: captures[launch.model].snapshot(launch.id),
@@ -224,12 +222,12 @@ def build(
                 version=lambda model: panes.streams[model].version, kept=store.reference),
             store=store,
             dead_letters=DeadLetters(config.service.dead_letters, config.limits, config.kafka),
-            exporter=shown, captures=captures, clock=clock, inbox=inbox or Inbox(),
+            exporter=shown, captures=captures, clock=clock, elapsed=elapsed, inbox=inbox or Inbox(),
             configured={one.monitor.model: _configured(one) for one in monitors},
             checkpoint_seconds=config.service.checkpoint_seconds, launching=launching, on_evaluation=on_evaluation,
             quality=_checks(monitors, store), observer=observer,
             reporting=None if folder is None else _reporting(config, folder, store, judge, shown),
-            past_alarms=[alarm for model in judge.knobs for alarm in _alarms(store, model)][-100:],
+            past_alarms=_latest_alarms(store, judge.knobs),
         )
         stages.source.seek(stages.stored_offsets())
     except BaseException:
@@ -243,7 +241,7 @@ def _checks(monitors: Sequence[Watched], store: Store) -> QualityChecks:
     checks = QualityChecks({one.monitor.model: one.monitor.quality for one in monitors})
     for one in monitors:
         document, seconds = store.checks(one.monitor.model), one.monitor.pane.seconds
-        state = QualityState() if document is None else msgspec.json.decode(document, type=QualityState)
+        state = QualityState() if document is None else stored(document, QualityState)
         checks.begin(one.monitor.model, float(seconds), state, store.rates(one.monitor.model, seconds * 1000))
     return checks
 
@@ -255,7 +253,8 @@ def _reporting(config: Config, folder: Path, store: Store, judge: Judge, exporte
     maker = Maker(Shelf(folder, config.reports.keep), config.reports.seconds, note=exporter.reported)
     bare = frozenset(monitor.model for monitor in config.monitors if monitor.histograms_only)
     reporting = Reporting(config.reports, maker, store, judge, bare)
-    reporting.restore([alarm for model in judge.knobs for alarm in _alarms(store, model)])
+    for waiting, model in enumerate(judge.knobs):   # of one model at a time: of all together they are many
+        reporting.restore(_alarms(store, model), resume=not waiting)
     return reporting
 
 
@@ -273,6 +272,7 @@ def _restored(one: Watched, store: Store, judge: Judge, observer: Observer | Non
         if observer is not None and plan is not None:
             observer.restore(one.monitor.model, (Kept(*pane) for pane in kept if pane[0] > stream.last_decided - plan.panes))
         store.save_reference(db, stream.reference)
+        forget_old_versions(db, stream, stream.last_decided)
         if previous:
             store.save_cutover(db, stream, previous, 0.0, "configuration")
         configured = _configured(one)
@@ -296,9 +296,10 @@ def resume(one: Watched, store: Store) -> tuple[Stream, PolicyState, str]:
             raise CheckpointRefused(
                 f"{one.where}.reference: expected the reference {configured_digest[:12]} that version {one.version} of "
                 f"{monitor.model} was counted with, got {one.reference.digest[:12]}; give the new reference a new version")
-        policy = msgspec.json.decode(document, type=PolicyState)
+        policy = stored(document, PolicyState)
         if as_before or as_promoted:
-            version, reference = stored_version, store.reference(digest)
+            version = stored_version
+            reference = one.reference if digest == one.reference.digest else store.reference(digest)
         else:
             policy, previous = PolicyState(alarms_total=policy.alarms_total), stored_version
     stream = Stream(
@@ -353,14 +354,14 @@ def _configured(one: Watched) -> Configured:
                       (retrain.model_uri or "") if retrain else "")
 
 
-def _capture(one: Watched, store: Store, clock: Clock) -> Capture:
+def _capture(one: Watched, store: Store, clocks: tuple[Clock, Clock], waiting_max: int) -> Capture:
     """Where one model's events are kept for its trainer, with what the store names."""
     retrain, schema = one.monitor.retrain, one.schema()
     assert retrain is not None
     names = (*(column.name for column in one.reference.columns), *schema.other_names)
     capture = Capture(one.monitor.model, retrain.capture_uri, names, tuple(label.name for label in one.labels()),
                       retrain.capture_events, retrain.capture_share, retrain.capture_days, retrain.capture_seconds,
-                      clock=clock)
+                      waiting_max=waiting_max, clock=clocks[0], elapsed=clocks[1])
     capture.restore(store.captures(one.monitor.model), store.pending_captures(one.monitor.model))
     return capture
 
@@ -374,24 +375,34 @@ def _source(config: Config, monitors: Sequence[Watched]) -> Source:
             return FileSource(config.files.paths, topics[0])
         except SourceFailed as error:               # an absent file of the configuration is its mistake
             raise ConfigError(f"files.paths: {error}") from None
-    return KafkaSource(config.kafka, topics)
+    return (LibrdkafkaSource if config.kafka.transport == "librdkafka" else KafkaSource)(config.kafka, topics)
 
 
-def _decoding(config: Config, monitors: Sequence[Watched]) -> Callable[[Batch], list[Rows]]:
+def decoding(config: Config, monitors: Sequence[Watched]) -> Callable[[Batch], list[Rows]]:
     """Decoders of every monitor; a topic that two monitors read is decoded for each."""
     decoders: dict[str, list[Decoder]] = {}
+    scan = None if config.files.paths else scan_of(config.kafka)
     for one in monitors:
-        decoder = Decoder(one.monitor.model, one.schema(), config.limits)
+        decoder = Decoder(one.monitor.model, one.schema(), config.limits, scan=scan)
         decoders.setdefault(one.monitor.topic, []).append(decoder)
 
     def decode(batch: Batch) -> list[Rows]:
-        return [decoder.decode(part) for part in batch.parts for decoder in decoders.get(part.topic, ())]
+        return [rows for topic, own in decoders.items() if (parts := [part for part in batch.parts if part.topic == topic])
+                for decoder in own for rows in decoder.decode_all(parts)]
 
     return decode
 
 
 def _alarms(store: Store, model: str) -> list[Alarm]:
-    return [msgspec.json.decode(document, type=Alarm) for document in store.history("alarms", model)]
+    return [stored(document, Alarm) for document in store.history("alarms", model)]
+
+
+def _latest_alarms(store: Store, models: Iterable[str]) -> list[Alarm]:
+    """The latest alarms of all models, oldest first: what is shown at start."""
+    latest: list[Alarm] = []
+    for model in models:                            # of one model at a time: of 500 together they would be a gigabyte
+        latest = sorted((*latest, *_alarms(store, model)[-ALARMS_SHOWN:]), key=lambda alarm: alarm.at)[-ALARMS_SHOWN:]
+    return latest
 
 
 @dataclass(slots=True)

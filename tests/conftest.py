@@ -142,6 +142,19 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def kafka_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two Kafka nodes (tests.kafka_broker.KafkaPair), for leaders that move; one pair for the whole run."""
+    from tests.kafka_broker import KafkaPair, why_not
+
+    if lack := why_not():
+        missing("kafka", lack)
+    pair = KafkaPair(tmp_path_factory.mktemp("pair"))
+    pair.start()
+    yield pair
+    pair.stop()
+
+
+@pytest.fixture(scope="session")
 def mock_cluster() -> Iterator[Any]:
     """librdkafka's in-process broker (monitor.demo.broker.InProcessBroker): fast, one member per group, no security."""
     if importlib.util.find_spec("confluent_kafka") is None:

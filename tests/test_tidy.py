@@ -85,7 +85,8 @@ def test_no_file_names_a_path_of_one_machine():
 def test_requirements_repeat_the_projects_own_lists():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {need for name in ("grafana", "kubernetes", "torch", "report", "river", "fast", "demo", "dev") for need in extras[name]}
+    names = ("grafana", "kubernetes", "torch", "report", "river", "fast", "demo", "dev")
+    wanted = {need for name in names for need in extras[name]}
     wanted = {need for need in wanted | set(project["dependencies"]) if not need.startswith(("tidemark", "torch"))}
     listed = {line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")}
     wanted.add("hatchling>=1.27")                   # builds the project itself

@@ -1,23 +1,30 @@
 """`tidemark check-config -c FILE`: what a configuration will do, in sentences: budget -> threshold -> smallest visible
-shift; memory; series; what is observed besides; who trains. Nothing is started and nothing outside the files is asked.
+shift; memory; series; what is observed besides; who trains; whether reports are made. Nothing is started and nothing outside
+the files is asked.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 import numpy as np
 
-from detectors.scan import Scan
+from detectors.scan import LOCATION_SHARE, Scan
 from monitor.blackout import minutes
 from monitor.commands.shared import counted, paragraph, print_json
 from monitor.config import Config, FilePromotion, KServePromotion, Retrain, WebhookPromotion, load
 from monitor.decide.plan import JOINT, Plan
+from monitor.reporting import why_none
+from monitor.retrain.holdout import HOLDOUT_MEMORY_MAX
 from monitor.service import Watched, watched
+from monitor.sizing import MIB, memory_of, memory_warning, sizing
 
 #: Most series of a further detector's column: score, corrected score, band, verdict; and of the detector itself: pane,
 #: threshold, failures, skipped.
 SERIES_PER_READING, SERIES_PER_DETECTOR = 4, 4
+#: Beside the models in the JSON: the memory of all of them.
+MEMORY = "__memory__"
 #: Columns of a further detector that are named.
 NAMED = 5
 #: How a further detector is computed, and what that costs.
@@ -40,15 +47,28 @@ def run(args: argparse.Namespace) -> int:
     """Print the sentences; 0 when the configuration is sound."""
     config = load(args.config)
     monitors = watched(config)
+    memory, warning = sizing(config, monitors), memory_warning(config)
     if args.json:
-        print_json({one.monitor.model: facts(config, one) for one in monitors})
+        print_json({one.monitor.model: facts(config, one) for one in monitors} | {MEMORY: {
+            "bytes": memory.bytes, "limit_bytes": memory.limit, "warning": warning,
+            "terms": [asdict(term) for term in memory.terms]}})
         return 0
     for one in monitors:
         for line in sentences(config, one):
             print(paragraph(line.strip(), "  " if line.startswith(" ") else ""))
-    total = sum(one.memory_bytes(config.limits.open_panes) for one in monitors)
-    print(paragraph(f"In all: at most {total / 2**20:,.0f} MiB of counts (limit {config.limits.memory_mb:,} MiB). "
-                    f"State in {config.service.state}, metrics on http://{config.service.listen}/metrics."))
+    print(paragraph(f"In all: at most {memory.bytes / MIB:,.0f} MiB of memory (limits.memory_mb {config.limits.memory_mb:,}), "
+                    "which is the sum of:"))
+    for term in memory.terms:
+        lower = f"; lowered by {term.setting}" if term.setting else ""
+        print(f"  {term.name:<32}{term.bytes / MIB:>9,.1f} MiB  {term.formula}{lower}")
+    if any(one.monitor.retrain is not None for one in monitors):
+        print(paragraph("Besides, while a challenger is judged: its held-back file, up to "
+                        f"{HOLDOUT_MEMORY_MAX // MIB:,} MiB as columns; 100,000 rows of one number take some 10 MiB. Trainers of "
+                        "the local launcher are processes of their own."))
+    if warning:
+        print(paragraph(f"Warning: {warning}."))
+    print(paragraph(f"State in {config.service.state}, metrics on "
+                    f"{'http' if config.service.tls is None else 'https'}://{config.service.listen}/metrics."))
     if urls := config.alertmanager.urls:
         print(paragraph(f"Alerts are sent to {', '.join(urls)}, again every {config.alertmanager.resend_seconds:g} s while they "
                         "fire; let no Prometheus evaluate the rules for the same service besides."))
@@ -59,7 +79,8 @@ def facts(config: Config, one: Watched) -> dict[str, object]:
     """The numbers of one monitor."""
     knobs, reference, plan = one.knobs(), one.reference, one.plan()
     panes = knobs.budget.panes_per_false_alarm(knobs.pane_seconds)
-    scan = Scan(reference, tolerance=knobs.ignore_below, retrain_above=knobs.retrain_above, panes_per_false_alarm=panes)
+    scan = Scan(reference, tolerance=knobs.ignore_below, retrain_above=knobs.retrain_above, panes_per_false_alarm=panes,
+                location_share=LOCATION_SHARE)
     visible = scan.smallest_visible_shift()
     worst = int(np.argmax(visible))
     return {
@@ -68,9 +89,10 @@ def facts(config: Config, one: Watched) -> dict[str, object]:
         "reference_digest": reference.digest, "reference_inadequate": reference.inadequate,
         "effective_reference_events": reference.independent_events,
         "panes_per_false_alarm": panes, "tests_per_pane": scan.tests,
-        "threshold_z": scan.threshold, "smallest_visible_shift_median": float(np.median(visible)),
+        "threshold_z": scan.threshold, "threshold_z_mean": float(scan.location_threshold.min()),
+        "smallest_visible_shift_median": float(np.median(visible)),
         "smallest_visible_shift_worst": float(visible[worst]), "worst_column": reference.rows[worst],
-        "memory_bytes": one.memory_bytes(config.limits.open_panes),
+        "memory_bytes": memory_of(config, one), "reports": reported(config, one),
         "series": len(reference.rows) * SERIES_PER_COLUMN + sum(
             SERIES_PER_DETECTOR + SERIES_PER_READING * len(detector.targets) for detector in plan.detectors),
         "detectors": {detector.name: [target.column for target in detector.targets] for detector in plan.detectors},
@@ -88,7 +110,7 @@ def sentences(config: Config, one: Watched) -> list[str]:
         f"judged once per pane of {monitor.pane.seconds} s; a pane closes {monitor.pane.lateness_seconds} s after its end.",
         f"  False alarms accepted: {monitor.alarm.max_false_alarms}, which is one in {numbers['panes_per_false_alarm']:,.0f} "
         f"panes over {numbers['tests_per_pane']:,} comparisons each, so a comparison must reach z = "
-        f"{numbers['threshold_z']:.2f}.",
+        f"{numbers['threshold_z']:.2f}, one of a mean {numbers['threshold_z_mean']:.2f} (means have half of the false alarms).",
         f"  With {numbers['reference_events']:,} reference events (worth "
         f"{numbers['effective_reference_events']:,.0f} independent ones) the smallest shift that can be seen is "
         f"{numbers['smallest_visible_shift_median']:.2f} s.d. (median column), "
@@ -99,6 +121,9 @@ def sentences(config: Config, one: Watched) -> list[str]:
         lines.append(f"  The reference is inadequate ({numbers['reference_inadequate']}): "
                      "it may alarm but never start a retraining.")
     lines += observed(one.plan())
+    why = numbers["reports"]
+    lines.append("  Reports of its alarms have evidently's half, too." if not why else
+                 f"  Reports of its alarms are made from counts alone, without evidently's half: {why}.")
     if retrain is None:
         lines.append("  No retraining: alarms only.")
     else:
@@ -110,6 +135,11 @@ def sentences(config: Config, one: Watched) -> list[str]:
         lines.append(f"  Not launched either: {_held_back(retrain)}.")
         lines.append(f"  A better challenger is {_promoted(retrain.promote)}.")
     return lines
+
+
+def reported(config: Config, one: Watched) -> str:
+    """Why the reports of a monitor's alarms lack evidently's half; empty where they have it."""
+    return "the monitor is histograms_only" if one.monitor.histograms_only else why_none(config.reports, one.reference)
 
 
 def _asked(launch_on: str, above: float) -> str:

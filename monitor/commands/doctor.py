@@ -34,6 +34,7 @@ from monitor.expose.alert_door import Door, context_of
 from monitor.expose.api import Server, application, read_token
 from monitor.expose.exporter import Exporter
 from monitor.flow import Launch
+from monitor.ingest import librdkafka
 from monitor.ingest.kafka import probe
 from monitor.retrain.launchers import launcher_for
 from monitor.retrain.launchers.airflow import Airflow
@@ -86,7 +87,7 @@ def _checks(config: Config) -> Iterator[Check]:
         yield _tried(f"file {path}", lambda path=path: _readable("files.paths", path))  # type: ignore[misc]
     if config.kafka.bootstrap_servers:
         topics = {monitor.topic for monitor in config.monitors} | ({place} if kind == "topic" else set())
-        yield from probe(config.kafka, sorted(topics))
+        yield from (librdkafka.probe if config.kafka.transport == "librdkafka" else probe)(config.kafka, sorted(topics))
 
 
 def _retraining(where: str, monitor: Monitor) -> Iterator[Check]:

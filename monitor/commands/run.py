@@ -16,7 +16,7 @@ import sys
 import time
 from types import FrameType
 
-from monitor.config import Config, listen_address, load
+from monitor.config import Config, is_loopback, known_hosts, listen_address, load
 from monitor.errors import ReferenceMismatch, TidemarkError, one_line
 from monitor.expose.alert_sender import sender
 from monitor.expose.api import Server, application, read_token
@@ -24,8 +24,11 @@ from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Inbox
 from monitor.expose.page.routes import routes as page_routes
 from monitor.expose.report import routes as report_routes
+from monitor.expose.tls import Certificates
 from monitor.pipeline import Stages
+from monitor.replicas import Replica
 from monitor.service import build, watched
+from monitor.sizing import memory_warning
 
 log = logging.getLogger("tidemark")
 
@@ -43,11 +46,19 @@ def run(args: argparse.Namespace) -> int:
     """Serve until told to end."""
     config = load(args.config)
     log_to_stderr(config.service.log_level, as_json=args.log_json)
+    if warning := memory_warning(config):
+        log.warning("More memory is allowed than there is.", extra={"reason": warning})
     exporter = Exporter(config.limits.series)
     token = read_token(config.service.token_file) if config.service.token_file else None
     inbox = Inbox()
     pages = [*page_routes(exporter, reports=True), *report_routes(exporter)]
-    server = Server(application(exporter, token, inbox=inbox, more=pages), *listen_address(config.service.listen))
+    host, port = listen_address(config.service.listen)
+    certificates = Certificates(config.service.tls) if config.service.tls is not None else None
+    app = application(exporter, token, inbox=inbox, more=pages, hosts=known_hosts(config.service))
+    server = Server(app, host, port, certificates)
+    if not is_loopback(host) and (token is None or certificates is None):
+        log.warning("The port is open to other machines.", extra={"lacking": [key for key, given in (
+            ("service.token_file", token), ("service.tls", certificates)) if given is None]})
     alerts = sender(config, exporter)
     signals = Signals()
     try:
@@ -70,9 +81,10 @@ def _watch(path: str, config: Config, exporter: Exporter, inbox: Inbox, signals:
     """Build and run; again after every SIGHUP, until the source or somebody ends it."""
     fallback: Config | None = None                  # what ran before `config`, until that has read and committed a batch
     while True:
-        stages: Stages | None = None
+        stages: Stages | Replica | None = None
         try:
-            stages = build(config, exporter=exporter, inbox=inbox)
+            stages = (build(config, exporter=exporter, inbox=inbox) if config.service.replicas is None
+                      else Replica(config, exporter=exporter, inbox=inbox))
             signals.stages = stages
             log.info("Watching.", extra={"models": [monitor.model for monitor in config.monitors]})
             if not signals.ending and not signals.reload:
@@ -105,7 +117,7 @@ class Signals:
     """Signal handlers only set flags; the loop acts on them."""
 
     def __init__(self) -> None:
-        self.stages: Stages | None = None
+        self.stages: Stages | Replica | None = None
         self.reload = False
         self.ending = False
         signal.signal(signal.SIGTERM, self._end)
@@ -134,7 +146,8 @@ def _reloaded(path: str, old: Config) -> Config:
     except (TidemarkError, ReferenceMismatch) as error:
         log.error("Configuration not taken over.", extra={"error": str(error)})
         return old
-    late = [name for name in ("listen", "token_file", "log_level") if getattr(config.service, name) != getattr(old.service, name)]
+    late = [name for name in ("listen", "token_file", "tls", "hosts", "log_level")
+            if getattr(config.service, name) != getattr(old.service, name)]
     if config.limits.series != old.limits.series:
         late.append("limits.series")
     if config.alertmanager != old.alertmanager:

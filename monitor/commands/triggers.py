@@ -18,13 +18,14 @@ import argparse
 import getpass
 import json
 import secrets
+import ssl
 import urllib.error
 import urllib.request
 from typing import Any
 from urllib.parse import quote
 
 from monitor.commands.shared import instant, limit_lines, paragraph, print_json
-from monitor.config import Config, listen_address, load, state_path
+from monitor.config import Config, Tls, listen_address, load, state_path
 from monitor.decisions import Entry, Limit
 from monitor.errors import ConfigError, TidemarkError, one_line
 from monitor.expose.api import read_token
@@ -159,6 +160,28 @@ def user_name() -> str:
         return ""
 
 
+class _Unmoved(urllib.request.HTTPRedirectHandler):
+    """Redirections are not followed: the token would go where nobody sent it."""
+
+    def redirect_request(self, *args: Any) -> None:
+        """An answer like any other."""
+
+
+def _opener(tls: Tls | None) -> urllib.request.OpenerDirector:
+    """What asks the service itself, past every proxy; by TLS it must show the very certificate that is configured."""
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _Unmoved()]
+    if tls is not None:
+        try:
+            context = ssl.create_default_context(cafile=tls.certificate_file)
+        except OSError as error:                    # SSLError is one
+            raise ConfigError(f"service.tls.certificate_file: expected certificates in PEM, got {tls.certificate_file!r} "
+                              f"({error.strerror}); write them there") from None
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.check_hostname = False              # asked on this machine, by an address that it need not name
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers)
+
+
 def ask_service(config: Config, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
     """Ask the running service; its answer."""
     assert config.service.token_file is not None
@@ -167,10 +190,11 @@ def ask_service(config: Config, path: str, body: dict[str, Any], key: str) -> di
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     name = f"[{host}]" if ":" in host else host
     request = urllib.request.Request(
-        f"http://{name}:{port}{path}", method="POST", data=json.dumps(body).encode(),
+        f"{'http' if config.service.tls is None else 'https'}://{name}:{port}{path}", method="POST",
+        data=json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {read_token(config.service.token_file)}", "Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        with _opener(config.service.tls).open(request, timeout=SECONDS) as answer:
             return dict(json.loads(answer.read(ANSWER_BYTES_MAX)))
     except urllib.error.HTTPError as error:
         try:

@@ -17,6 +17,7 @@ Neighbours: `state.panes` counts refusals into the pane that was open, `pipeline
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -71,8 +72,8 @@ class History:
     """Events of the decided panes of the last week, in the order of time."""
 
     pane_seconds: float
-    panes: list[int] = field(default_factory=list)
-    events: list[int] = field(default_factory=list)
+    panes: array[int] = field(default_factory=lambda: array("q"))      # 8 bytes a pane, where a list takes 40
+    events: array[int] = field(default_factory=lambda: array("q"))
     _median: tuple[int, float] | None = None        # (block of ten panes before which it holds, events per pane)
 
     @property
@@ -87,7 +88,7 @@ class History:
             return
         self.panes.append(pane)
         self.events.append(events)
-        if self.panes[0] < pane - 2 * self.kept:
+        if self.panes[0] < pane - self.kept * 5 // 4:
             first = bisect_left(self.panes, pane - self.kept)
             del self.panes[:first], self.events[:first]
 

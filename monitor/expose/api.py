@@ -21,7 +21,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ from monitor.errors import ConfigError
 from monitor.expose import alertmanager, answers, views
 from monitor.expose.exporter import Exporter
 from monitor.expose.exposition import CONTENT_TYPE, OPENMETRICS, wants_openmetrics
-from monitor.expose.guard import CONNECTIONS, HEAD_BYTES, BodyRefused, Connection, Guard
+from monitor.expose.guard import CONNECTIONS, HEAD_BYTES, BodyRefused, Connection, Guard, Listener
 from monitor.expose.inbox import Inbox
+from monitor.expose.rates import Rates
+from monitor.expose.tls import Certificates
 
 #: Longer than any turn of the loop takes, and shorter than a person would wait for a stuck service to be restarted.
 STALLED_SECONDS = 300.0
@@ -60,11 +62,13 @@ _ANSWERS: dict[str, tuple[str, type]] = {
 
 
 def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | None = None,
-                more: Sequence[Route] = (), monotonic: Callable[[], float] = time.monotonic) -> Starlette:
+                more: Sequence[Route] = (), monotonic: Callable[[], float] = time.monotonic,
+                hosts: Collection[str] | None = None, rates: Rates | None = None) -> Starlette:
     """The ASGI application over what the exporter publishes; with a token, everything below /api asks for it.
 
     inbox : where answers to proposed launches are noted; without a token or an inbox none is taken
     more  : routes of other modules of this stage: pages, reports, receivers
+    hosts : names that requests may be for, besides addresses; None for any      rates : how often what may be asked
     """
 
     def metrics(request: Request) -> Response:
@@ -123,7 +127,7 @@ def application(exporter: Exporter, token: str | None = None, *, inbox: Inbox | 
         words = error.detail if isinstance(error, BodyRefused) else HTTPStatus(status).phrase.lower()
         return _json(views.Fault(words, known if status == 404 else []), status, headers)
 
-    guard = Middleware(Guard, token=token, bodies={alertmanager.PATH: alertmanager.BODY_BYTES})
+    guard = Middleware(Guard, token=token, bodies={alertmanager.PATH: alertmanager.BODY_BYTES}, hosts=hosts, rates=rates)
     zipped = Middleware(GZipMiddleware, minimum_size=4_096, compresslevel=1)
     return Starlette(routes=routes, middleware=[guard, zipped], exception_handlers={HTTPException: fault})
 
@@ -151,9 +155,7 @@ def openapi(*, secured: bool) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {}
     for (path, (summary, _)), schema in zip(_ANSWERS.items(), schemas, strict=False):
-        responses = {"200": _described("The answer.", schema)}
-        if secured:
-            responses["401"] = _described("No token, or a wrong one.", schemas[-1])
+        responses = {"200": _described("The answer.", schema), **_always(schemas[-1], secured=secured)}
         parameters = []
         if "{model}" in path:
             responses["404"] = _described("No such model; names those that there are.", schemas[-1])
@@ -167,20 +169,23 @@ def openapi(*, secured: bool) -> dict[str, Any]:
             "requestBody": {"required": not names, "content": {"application/json": {"schema": schemas[-3]}}},
             "responses": {"200": _described("Done, or what a dry run would do.", schemas[-2]),
                           "202": _described("Noted; the loop is busy and will act on it.", schemas[-2]),
-                          "409": _described("Not done, and why.", schemas[-2]), **{
+                          "409": _described("Not done, and why.", {"anyOf": [schemas[-2], schemas[-1]]}),
+                          **_always(schemas[-1], secured=secured), **{
                 code: _described(text, schemas[-1]) for code, text in (
-                    ("400", "A body that cannot be read."), ("401", "No token, or a wrong one."),
-                    ("403", "The service has no token configured."), ("404", "No such launch, answer or model."),
+                    ("400", "A body that cannot be read."), ("403", "No token is configured, or a foreign page asks."),
+                    ("404", "No such launch, answer or model."), ("408", "A body that comes too slowly."),
+                    ("429", "Asked too often; Retry-After says when to come again."),
                     ("503", "Not ready, or too many requests wait."))}}}
     paths[alertmanager.PATH] = {"post": {
         "summary": "Alertmanager's webhook message, version 4: alerts that ask for a retraining.",
         "requestBody": {"required": True, "content": {"application/json": {"schema": schemas[-5]}}},
-        "responses": {"200": _described("What became of each alert.", schemas[-4]), **{
+        "responses": {"200": _described("What became of each alert.", schemas[-4]), **_always(schemas[-1], secured=secured), **{
             code: _described(text, schemas[-1]) for code, text in (
-                ("400", "No such message."), ("401", "No token, or a wrong one."),
-                ("403", "The service has no token configured."),
-                ("408", "A body that comes too slowly."), ("413", "A body that is too large."),
+                ("400", "No such message."), ("403", "No token is configured, or a foreign page asks."),
+                ("408", "A body that comes too slowly."),
+                ("429", "Asked too often; Retry-After says when to come again."),
                 ("503", "Not ready, or too many requests wait: Alertmanager tries again."))}}}}
+    _let_numbers_be_null(components)
     document: dict[str, Any] = {
         "openapi": "3.1.0", "info": {"title": "tidemark", "version": "1"}, "paths": paths,
         "components": {"schemas": components},
@@ -189,6 +194,27 @@ def openapi(*, secured: bool) -> dict[str, Any]:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
     return document
+
+
+def _always(fault: dict[str, Any], *, secured: bool) -> dict[str, Any]:
+    """What any request may be answered, before anybody looks at what it asks."""
+    told = {"413": "A body that is too large.", "421": "A request for a name that is not this service's.",
+            "431": "A request line and headers that are too large."}
+    if secured:
+        told |= {"401": "No token, or a wrong one.", "429": "Too many wrong tokens; Retry-After says when to come again."}
+    return {code: _described(text, fault) for code, text in told.items()}
+
+
+def _let_numbers_be_null(schema: Any) -> None:
+    """Describe what is encoded: a number that does not exist (a distance of an empty window) is null."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "number":
+            schema["type"] = ["number", "null"]
+        for value in schema.values():
+            _let_numbers_be_null(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _let_numbers_be_null(value)
 
 
 def _described(text: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -204,9 +230,12 @@ class Server:
 
     `start` returns when requests are answered; `port` is then the port in use (of a configured 0, the one given by the
     system); `stop` lets running answers end for a second. Both may be called from the loop's thread only.
+
+    certificates : to serve https with
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, certificates: Certificates | None = None) -> None:
+        self._certificates = certificates
         self.host = host
         self.port = port
         self._app = app
@@ -217,11 +246,16 @@ class Server:
         """Bind, and serve from now on; ConfigError where the address cannot be had."""
         listener = self._bind()
         self.port = listener.getsockname()[1]
-        self._uvicorn = uvicorn.Server(uvicorn.Config(
-            self._app, loop="asyncio", http=Connection, ws="none", lifespan="off", log_config=None,
+        config = uvicorn.Config(
+            self._app, loop="asyncio", http=type("Connection", (Connection,), {"listener": listener}), ws="none",
+            lifespan="off", log_config=None,
             log_level="warning", access_log=False,
             server_header=False, limit_concurrency=CONNECTIONS, h11_max_incomplete_event_size=HEAD_BYTES,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=1))
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=1)
+        if self._certificates is not None:
+            config.load()
+            config.ssl = self._certificates.context
+        self._uvicorn = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._uvicorn.run, args=([listener],), name="http", daemon=True)
         self._thread.start()
         end = time.monotonic() + _START_SECONDS
@@ -238,11 +272,11 @@ class Server:
             self._thread.join(_START_SECONDS)
             self._uvicorn = self._thread = None
 
-    def _bind(self) -> socket.socket:
+    def _bind(self) -> Listener:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            listener = socket.socket(family, kind, protocol)
+            listener = Listener(family, kind, protocol)
         except OSError as error:
             raise ConfigError(f"service.listen: expected a local address, got {self._address()} ({error.strerror}); "
                               "use 127.0.0.1:PORT or 0.0.0.0:PORT") from None

@@ -183,9 +183,11 @@ def put_service(page: Page, snapshot: ServiceSnapshot, streams: Collection[Strea
     page.put(metrics.BUILD_INFO, [((_own_version(), platform.python_version()), 1)])
     page.put(metrics.READY, [((), snapshot.ready)])
     page.put(metrics.CHECKPOINT, [((), snapshot.checkpoint)] if snapshot.checkpoint is not None else [])
+    page.put(metrics.SOURCE, [((), not snapshot.away)])
     page.put(metrics.LAG, [((topic, str(partition)), lag) for (topic, partition), lag in sorted(snapshot.lag.items())])
     page.put(metrics.DEAD_LETTERS, [((outcome,), snapshot.dead_letters.get(outcome, 0))
                                     for outcome in metrics.DEAD_LETTERS.values])
+    page.put(metrics.LOOP, [((stage,), snapshot.loop.get(stage, 0.0)) for stage in metrics.LOOP_STAGES])
     keys = {(status.model, status.version) for status in snapshot.monitors} | {key[:2] for key in streams}
     counts = {(*key, kind, state): 0
               for key in streams for kind in metrics.ALARM_KINDS for state in metrics.ALARM_STATES}
@@ -214,6 +216,9 @@ def _put_monitor(page: Page, status: MonitorStatus, launches: Sequence[Launch]) 
     page.put(metrics.REPORTS, [((model, outcome), status.reports.get(outcome, 0)) for outcome in metrics.REPORT_OUTCOMES])
     page.put(metrics.DETECTOR_SKIPPED, [((model, name), count) for name, count in status.skipped.items()])
     page.put(metrics.DETECTOR_FAILURES, [((model, name), count) for name, count in status.failed.items()])
+    if status.capture is not None:
+        page.put(metrics.CAPTURE_WAITING, [((model,), status.capture[0])])
+        page.put(metrics.CAPTURE_DROPPED, [((model,), status.capture[1])])
     if status.policy is not None:
         put_policy(page, model, status.policy)
     elif status.budget_remaining is not None:

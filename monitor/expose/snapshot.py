@@ -55,6 +55,7 @@ class MonitorStatus:
     metric    : what quality is measured by       budget_remaining : launches left this week; None without retraining
     skipped   : further detector on rows -> panes that a newer one overtook     failed : further detector -> failures
     reports   : outcome (`metrics.REPORT_OUTCOMES`) -> reports        policy : of retraining; None without
+    capture   : bytes of captured rows that wait for their storage, and rows that were given up; None where none are kept
     """
 
     model: str
@@ -71,6 +72,7 @@ class MonitorStatus:
     failed: Mapping[str, int] = field(default_factory=dict)
     reports: Mapping[str, int] = field(default_factory=dict)
     policy: PolicyStatus | None = None
+    capture: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class ServiceSnapshot:
     audit         : what people and programs asked of the trigger, oldest first
     dead_letters  : records by outcome, `written` or `dropped`
     reports       : the folder of the alarms' reports; None where none are kept
+    loop          : seconds of the loop by stage (`metrics.LOOP_STAGES`)
+    away          : why the source cannot be read now; empty while it can
     """
 
     ready: bool = False
@@ -103,6 +107,8 @@ class ServiceSnapshot:
     audit: tuple[Entry, ...] = ()
     dead_letters: Mapping[str, int] = field(default_factory=dict)
     reports: Path | None = None
+    loop: Mapping[str, float] = field(default_factory=dict)
+    away: str = ""
 
 
 @dataclass(frozen=True, slots=True)

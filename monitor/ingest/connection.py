@@ -1,21 +1,20 @@
 """Reaching Kafka: options, secrets, and one clear line when it cannot be reached.
 
 The client retries every failure silently until its time is up and then says only that it could not bootstrap. So we
-connect in slices of growing length and, after each that failed, look for the reason ourselves: the client's own log (it
-names refused credentials), then a plain TCP connection, then a TLS handshake. Refused credentials and untrusted
-certificates fail at once, because waiting does not mend them; an absent broker is waited for until the time is up.
+connect in slices of growing length and, after each that failed, look for the reason ourselves: in the client's own log
+(it names refused credentials), then by asking the broker (`diagnosis`). Refused credentials and untrusted certificates
+fail at once, because waiting does not mend them; an absent broker is waited for until the time is up.
 
-The password is read from its file at every connection, so that a rotated secret needs no restart, and is blanked out of
-whatever the client logs. Neighbours: `kafka` is the one module that imports the client.
+Password and certificates are read from their files whenever a client is made. The source makes a new one when the
+brokers refuse it, so that what was rotated needs no restart. A secret is blanked out of whatever the client logs.
+Neighbours: `kafka` is the one module that imports the client; `outage` tells of brokers that went away later.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import socket
 import ssl
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +22,20 @@ from typing import Any, TypeVar
 
 from monitor.config import Kafka
 from monitor.errors import ConfigError, SourceFailed
+from monitor.ingest.diagnosis import diagnose
 
-log = logging.getLogger("tidemark")
+__all__ = ["METADATA_SECONDS", "REQUEST_SECONDS", "START_SECONDS", "ClientLog", "client_options", "connect", "diagnose",
+           "password", "tls_context"]
 
 Client = TypeVar("Client")
 
 #: How long a start waits for its brokers; longer than a broker's own start, shorter than a liveness probe's patience.
 START_SECONDS = 30.0
+#: How soon added partitions and moved leaders are seen without an error that tells; one small request each.
+METADATA_SECONDS = 30.0
+#: How long a broker that hangs holds us up. Answers that take longer by their size are asked for in smaller pieces.
+REQUEST_SECONDS = 30.0
 _FIRST_SLICE_SECONDS = 2.0                          # doubled each time: a slow TLS and SASL handshake gets its chance
-_REPEAT_SECONDS = 60.0                              # a broken connection is told once in that time
 
 
 def client_options(kafka: Kafka, api_version: tuple[int, ...] | None = None) -> dict[str, Any]:
@@ -89,24 +93,57 @@ def tls_context(kafka: Kafka) -> ssl.SSLContext:
         except (ssl.SSLError, OSError, ValueError):
             raise ConfigError("kafka.security.certificate_file: expected a PEM certificate whose key, without a "
                               f"passphrase, is key_file, got {security.certificate_file!r}; check both") from None
+        if lack := _why_not_valid_now(security.certificate_file, security.key_file):
+            raise ConfigError(f"kafka.security.certificate_file: expected a certificate that is valid now, got "
+                              f"{security.certificate_file!r} with {lack!r}; have it renewed, or set this machine's clock")
     return context
 
 
+def _why_not_valid_now(certificate: str, key: str | None) -> str:
+    """Why our own certificate's time is not now; empty if it is. Nothing else about it is judged.
+
+    A broker only says that it does not like it, if it says anything. So a handshake with ourselves, in memory, in which
+    the server trusts nothing but this very certificate.
+    """
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    for context in (server, client):
+        context.load_cert_chain(certificate, key)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    server.load_verify_locations(certificate)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True))
+    for _ in range(4):                              # flights of TLS 1.2, the longer one
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLCertVerificationError as error:
+                return error.verify_message if error.verify_code in (9, 10) else ""     # not yet valid, expired
+            except ssl.SSLError:
+                return ""
+    return ""
+
+
 class ClientLog(logging.Handler):
-    """Takes the client library's log: notes why connections fail, passes one line a minute on, blanks secrets.
+    """Takes the client library's log: notes why connections fail and passes nothing on, for its retries are ours to tell.
 
     refused : the broker's words when it refused our credentials
+    failed  : the client's last words about a connection that failed or was lost, secrets blanked
+    timed_out : how often a request was not answered in time
     """
 
     def __init__(self, secret: str | None) -> None:
         super().__init__(logging.WARNING)
         self.refused = ""
-        self.connected = False
+        self.failed = ""
+        self.timed_out = 0
         self._secret = secret
-        self._told_at = -_REPEAT_SECONDS
         logger = logging.getLogger("kafka")
         logger.addHandler(self)
-        logger.propagate = False                    # its retries are ours to tell
+        logger.propagate = False
         logger.setLevel(logging.WARNING)            # below that it writes requests out, passwords included
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -118,9 +155,10 @@ class ClientLog(logging.Handler):
             self.refused = found[1].strip()
         elif "UnsupportedSaslMechanism" in text:
             self.refused = "the broker does not offer this mechanism"
-        if self.connected and "failed" in text and time.monotonic() - self._told_at > _REPEAT_SECONDS:
-            self._told_at = time.monotonic()
-            log.warning("Kafka connection failed; trying again.", extra={"error": text[:300]})
+        if "Request timed out after" in text and "Closing connection" in text:
+            self.timed_out += 1
+        if found := re.search(r"(?:failed|lost|dead)\b[^:]*: (.*)", text, re.DOTALL):
+            self.failed = found[1][:200]
 
     def close(self) -> None:
         """Stop listening."""
@@ -140,12 +178,12 @@ def connect(make: Callable[[dict[str, Any]], Client], kafka: Kafka, *, api_versi
     while True:
         options = client_options(kafka, api_version)
         options["bootstrap_timeout_ms"] = max(500, int(1000 * min(slice_seconds, end - time.monotonic())))
-        client_log = ClientLog(options.get("sasl_plain_password"))
+        client_log = ClientLog(secret := options.get("sasl_plain_password"))
         try:
             client = make(options)
         except TimeoutError:
             client_log.close()
-            reason, may_pass = diagnose(kafka, options.get("ssl_context"), client_log.refused)
+            reason, may_pass = diagnose(kafka, options.get("ssl_context"), client_log.refused, secret)
             if not may_pass or time.monotonic() >= end:
                 waited = f" (waited {wait_seconds:.0f} s)" if may_pass else ""
                 raise SourceFailed(reason + waited) from None
@@ -154,73 +192,5 @@ def connect(make: Callable[[dict[str, Any]], Client], kafka: Kafka, *, api_versi
         except BaseException:
             client_log.close()
             raise
-        client_log.connected = True
+        client_log.failed = ""                      # of the first attempts
         return client, client_log
-
-
-def diagnose(kafka: Kafka, context: ssl.SSLContext | None, refused: str) -> tuple[str, bool]:
-    """Why no broker could be talked to, and whether waiting may help."""
-    security = kafka.security
-    if refused:
-        return _not_let_in(kafka, refused), False
-    problems = []
-    for server in kafka.bootstrap_servers:
-        host, _, port = server.rpartition(":")
-        if not host or not port.isdigit():
-            return f"kafka.bootstrap_servers: expected HOST:PORT, got {server!r}; add the port", False
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), 3) as raw:
-                if context is not None:
-                    with context.wrap_socket(raw, server_hostname=host.strip("[]")) as secured:
-                        offered = _offered_mechanisms(secured, security.mechanism)
-                else:
-                    offered = _offered_mechanisms(raw, security.mechanism)
-                if offered and security.mechanism not in offered:
-                    return _not_let_in(kafka, f"the broker does not offer it, but {', '.join(offered)}"), False
-        except ssl.SSLCertVerificationError as error:
-            return (f"kafka.security: expected a certificate of {server} that we can trust, got one with "
-                    f"'{error.verify_message}'; check ca_file and the host's name"), False
-        except ssl.SSLError as error:
-            if "WRONG_VERSION" in str(error) or "RECORD_LAYER" in str(error):
-                return (f"kafka.security.protocol: expected TLS at {server}, got something else; "
-                        "use a TLS port or a protocol without SSL"), False
-            problems.append(f"{server}: TLS {error.reason or 'failed'}")
-        except (OSError, OverflowError) as error:
-            problems.append(f"{server}: {getattr(error, 'strerror', None) or error}")
-        else:
-            problems.append(f"{server}: connected, but no Kafka answer for protocol {security.protocol}; "
-                            "is it the port of another protocol?")
-    return (f"kafka.bootstrap_servers: expected a Kafka broker, got {'; '.join(problems)[:400]}; "
-            "check the address, and that the broker runs"), True
-
-
-def _not_let_in(kafka: Kafka, why: str) -> str:
-    security = kafka.security
-    return (f"kafka.security: expected to be let in as {security.username!r} with {security.mechanism}, "
-            f"got {why[:200]!r}; check mechanism, username and password_file")
-
-
-def _offered_mechanisms(stream: socket.socket, mechanism: str | None) -> list[str]:
-    """The SASL mechanisms that a broker offers, by a SaslHandshake request of our own; empty where it does not say.
-
-    The client's own refusal is lost when the broker's answer and its hanging up arrive together, which happens on a
-    loaded machine; without this the user would be told that no broker is there.
-    """
-    if mechanism is None:
-        return []
-    name = mechanism.encode()
-    body = struct.pack(">hhih", 17, 1, 1, -1) + struct.pack(">h", len(name)) + name     # key, version, id, no client id
-    try:
-        stream.settimeout(3)
-        stream.sendall(struct.pack(">i", len(body)) + body)
-        with stream.makefile("rb") as answer:
-            size = struct.unpack(">i", answer.read(4))[0]
-            content = answer.read(min(max(size, 0), 4_096))
-        count, at, offered = struct.unpack_from(">i", content, 6)[0], 10, []
-        for _ in range(min(count, 20)):
-            length = struct.unpack_from(">h", content, at)[0]
-            offered.append(content[at + 2: at + 2 + length].decode("ascii"))
-            at += 2 + length
-    except (OSError, struct.error, UnicodeDecodeError):
-        return []
-    return offered

@@ -8,12 +8,15 @@
 between the two writes some of them again (at least once); topic, partition and offset name an event for whoever
 reads them. A file is bounded by `limits.dead_letter_bytes`: at half of it, it becomes PATH.1 and the PATH.1 before is
 dropped and counted. A destination that fails does not stop the stream: what it did not take is counted as dropped and
-told in the log once a minute. Neighbours: `decode` makes the refusals, `pipeline` calls write and flush.
+told in the log once a minute. A full or read-only disk may pass: 16 MiB of letters wait for it in memory, and are lost only
+with the process or when more come. A line that a kill cut short is removed before the next one is written; its letter is
+written again. Neighbours: `decode` makes the refusals, `pipeline` calls write and flush.
 """
 
 from __future__ import annotations
 
 import base64
+import errno
 import logging
 import os
 import time
@@ -32,6 +35,8 @@ log = logging.getLogger("tidemark")
 _BUFFER_BYTES = 16 << 20                            # more than this waiting for a checkpoint is flushed early
 _RECORD_BYTES = 64 << 10                            # what a record takes besides its value, generously
 _REPEAT_SECONDS = 60.0
+_AGAIN_SECONDS = 1.0                                # a full disk is asked again after that
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class DeadLetters:
@@ -51,6 +56,8 @@ class DeadLetters:
         self._buffered_bytes = 0
         self._counts = {"written": 0, "dropped": 0}
         self._told_at = self._tried_at = -_REPEAT_SECONDS
+        self._again_at = 0.0                        # before that the file is not tried again
+        self._is_whole = False                      # the file's end was looked at
 
     def write(self, refusals: Iterable[Refusal]) -> None:
         """Take refused events; they are safe after the next `flush`."""
@@ -61,7 +68,10 @@ class DeadLetters:
                 self.flush()
 
     def flush(self) -> None:
-        """Write out what was taken; what cannot be written is counted as dropped."""
+        """Write out what was taken; what cannot be written waits while its disk is full, or is counted as dropped."""
+        if time.monotonic() < self._again_at:
+            self._drop_excess()
+            return
         refusals, self._buffer, self._buffered_bytes = self._buffer, [], 0
         if not refusals:
             return
@@ -73,8 +83,25 @@ class DeadLetters:
             else:
                 self._counts["dropped"] += len(refusals)
         except (OSError, TidemarkError) as error:
-            self._counts["dropped"] += len(refusals)
-            self._tell(str(error))
+            if self._path is not None and isinstance(error, OSError) and error.errno in _PASSING:
+                self._buffer, self._again_at = refusals, time.monotonic() + _AGAIN_SECONDS
+                self._buffered_bytes = sum(len(refusal.value or b"") for refusal in refusals)
+                self._tell(f"{error}; make room or mend the rights: up to {_BUFFER_BYTES >> 20} MiB wait", "Dead letters wait.")
+                self._drop_excess()
+            else:
+                self._counts["dropped"] += len(refusals)
+                self._tell(str(error))
+
+    def _drop_excess(self) -> None:
+        """The oldest of those that wait give way, counted, where they are too many."""
+        gone = 0
+        while self._buffered_bytes > _BUFFER_BYTES and gone < len(self._buffer):
+            self._buffered_bytes -= len(self._buffer[gone].value or b"")
+            gone += 1
+        if gone:
+            del self._buffer[:gone]
+            self._counts["dropped"] += gone
+            self._tell(f"their file cannot be written and more than {_BUFFER_BYTES >> 20} MiB wait")
 
     def counts(self) -> Mapping[str, int]:
         """Refused events so far, by outcome: `written` or `dropped`."""
@@ -86,29 +113,47 @@ class DeadLetters:
 
     def close(self) -> None:
         """Flush, and close the connection if there is one."""
+        self._again_at = 0.0
         self.flush()
+        if self._buffer:
+            self._counts["dropped"] += len(self._buffer)
+            log.error("Dead letters dropped.", extra={"error": "their file could not be written before the end",
+                                                      "dropped": self._counts["dropped"]})
+            self._buffer, self._buffered_bytes = [], 0
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def _append(self, path: Path, refusals: list[Refusal]) -> None:
-        lines = [_line(refusal, self._file_bytes) for refusal in refusals]
+        """Write these; what is written is taken out of the list, so that after an error the rest is in it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        while lines:
+        if not self._is_whole:
+            _cut_torn_line(path)
+            self._is_whole = True
+        while refusals:
             size = path.stat().st_size if path.exists() else 0
-            if size and size + len(lines[0]) > self._file_bytes:
+            lines: list[bytes] = []
+            room = self._file_bytes - size
+            for refusal in refusals:
+                line = _line(refusal, self._file_bytes)
+                if (size or lines) and len(line) > room:
+                    break
+                lines.append(line)
+                room -= len(line)
+            if not lines:
                 self._rotate(path)
-                size = 0
-            taken = 0
-            while taken < len(lines) and (taken == 0 or size + len(lines[taken]) <= self._file_bytes):
-                size += len(lines[taken])
-                taken += 1
-            with open(path, "ab") as file:
-                file.write(b"".join(lines[:taken]))
-                file.flush()
-                os.fsync(file.fileno())             # the checkpoint that follows is durable, so this must be, too
-            self._counts["written"] += taken
-            lines = lines[taken:]
+                continue
+            with open(path, "ab", buffering=0, opener=_private) as file:
+                try:
+                    content = memoryview(b"".join(lines))
+                    while content:                  # a disk takes what it has room for, and says so only at the next call
+                        content = content[file.write(content):]
+                    os.fsync(file.fileno())         # the checkpoint that follows is durable, so this must be, too
+                except OSError:
+                    os.ftruncate(file.fileno(), size)
+                    raise
+            self._counts["written"] += len(lines)
+            del refusals[:len(lines)]
 
     def _rotate(self, path: Path) -> None:
         old = path.with_name(path.name + ".1")
@@ -144,10 +189,33 @@ class DeadLetters:
         outcomes = self._writer.flush()
         return [(refusal, why) for refusal, why in zip(refusals, outcomes, strict=True) if why]
 
-    def _tell(self, error: str) -> None:
+    def _tell(self, error: str, words: str = "Dead letters dropped.") -> None:
         if time.monotonic() - self._told_at > _REPEAT_SECONDS:
             self._told_at = time.monotonic()
-            log.error("Dead letters dropped.", extra={"error": error, "dropped": self._counts["dropped"]})
+            log.error(words, extra={"error": error, "dropped": self._counts["dropped"]})
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove what a killed process left behind the last whole line."""
+    try:
+        with open(path, "r+b") as file:
+            size = end = file.seek(0, os.SEEK_END)
+            while end:
+                begin = max(0, end - (64 << 10))
+                file.seek(begin)
+                if (at := file.read(end - begin).rfind(b"\n")) >= 0:
+                    end = begin + at + 1
+                    break
+                end = begin
+            if end < size:
+                file.truncate(end)
+    except FileNotFoundError:
+        return
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that, where it is made anew, only its owner may read: refused events are events."""
+    return os.open(path, flags, 0o600)
 
 
 def _line(refusal: Refusal, bytes_max: int) -> bytes:

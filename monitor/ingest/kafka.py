@@ -1,4 +1,4 @@
-"""Events from Kafka: the only module that knows the client library.
+"""Events from Kafka, read by kafka-python.
 
 One consumer-group member reads all monitors' topics by the client's public `poll`. Offsets live in our own state, not in
 Kafka: on assignment each partition is sought to where the state ends (`seek`, then our own progress), and a partition
@@ -7,127 +7,70 @@ only, and are never read. The client's automatic reset is off: whatever would mo
 
 Invariant: of every partition that stays with us, records are delivered in order, each once, none skipped but those that
 retention removed, and these are counted in `Batch.lost`. A rebalance or an overtaken position is only noted where the
-client tells it; the loop acts: it drops what a new partition already fetched, and seeks.
+client tells it; the loop acts: it drops what a new partition already fetched, and seeks. `kafka.start: latest` means the
+topic's end when the source was made; a partition that is added later is read from its beginning. Where a partition was
+placed, and where its position moves without an event (transaction markers, aborted records), a part without records
+tells the state. A log that is not the one that was read (cut back, topic made anew) is refused.
+
+Brokers that go away, refuse us or answer nonsense do not end a source that has read: it yields empty batches whose `away`
+says why, while the client reconnects, or is made anew where it would not come back of itself (`outage`).
 
 Cost: the client's `poll` is 5-8 µs per record and the largest part of the whole path; our share on top of it is about
-0.2 µs per record. Memory: `fetch_bytes` plus what is decompressed. Neighbours: `connection` explains failures.
+0.2 µs per record. Memory: `fetch_bytes` plus what is decompressed. Neighbours: `kafka_client` makes clients, `connection`
+explains failures.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer
+from kafka import ConsumerRebalanceListener, KafkaConsumer
 from kafka import TopicPartition as ClientPartition
 from kafka.errors import (
     AuthorizationError,
     KafkaError,
-    KafkaTimeoutError,
+    LogTruncationError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
     SaslAuthenticationFailedError,
+    UnknownTopicOrPartitionError,
 )
-from kafka.net.compat import KafkaNetClient
-from kafka.record import util as record_util
 from kafka.structs import OffsetAndMetadata
 
 from monitor.config import Kafka
-from monitor.errors import SourceFailed, TidemarkError
+from monitor.errors import SourceFailed
 from monitor.flow import Batch, Part, TopicPartition
-from monitor.ingest.connection import START_SECONDS, ClientLog, connect
+from monitor.ingest import connection
+from monitor.ingest.connection import START_SECONDS, ClientLog
+from monitor.ingest.kafka_client import (
+    ApiVersion,
+    KafkaWriter,
+    _known_topics,
+    _made,
+    _named,
+    check_crc32c,
+    open_consumer,
+    partitions_of,
+    probe,
+    read_span,
+)
+from monitor.ingest.outage import Opening, Outage, Pauses
+
+__all__ = ["ApiVersion", "KafkaSource", "KafkaWriter", "_made", "check_crc32c", "open_consumer", "partitions_of", "probe",
+           "read_span"]
 
 log = logging.getLogger("tidemark")
 
 _POLL_MS = 500                                      # an empty batch at least once a second, with room to spare
 _EVERYTHING = 2**31                                 # records of one poll: all that was fetched, a few MB per partition
 _LOOKUP_MS = 900                                    # asking for a partition's ends; asked again in the next turn
-_TOPIC_SECONDS = 5.0                                # a topic made a moment ago is known everywhere after that
 _BACKOFF_SECONDS = 0.2                              # after an error that may pass
-
-ApiVersion = tuple[int, ...] | None
-
-
-def check_crc32c() -> str:
-    """Empty if checksums are computed natively; else what to do. The pure-Python fallback is 1000 times slower."""
-    if record_util.crc32c_c is None:
-        return "expected the native package crc32c, found none; install it with: pip install 'kafka-python[crc32c]'"
-    return ""
-
-
-def open_consumer(kafka: Kafka, *, api_version: ApiVersion = None, wait_seconds: float = START_SECONDS,
-                  **options: Any) -> tuple[KafkaConsumer, ClientLog]:
-    """A connected consumer without a subscription; SourceFailed with one line if it cannot be had."""
-    if lack := check_crc32c():
-        raise SourceFailed(f"kafka: {lack}")
-    fixed = {
-        "enable_auto_commit": False, "auto_offset_reset": "none", "allow_auto_create_topics": False,
-        "isolation_level": "read_committed",        # events of aborted transactions never happened
-        "max_poll_records": kafka.poll_records, "fetch_max_bytes": kafka.fetch_bytes,
-        "max_partition_fetch_bytes": min(kafka.fetch_bytes, 8 << 20), "metrics_enabled": False,
-    }
-    return connect(lambda common: _made(KafkaConsumer, common | fixed | options), kafka, api_version=api_version,
-                   wait_seconds=wait_seconds)
-
-
-def _made(kind: Any, options: dict[str, Any]) -> Any:
-    """The client, or TimeoutError with its threads ended: a constructor that fails leaves them running."""
-    inner: list[Any] = []
-
-    def net_client(**settings: Any) -> Any:
-        inner.append(KafkaNetClient(**settings))
-        return inner[0]
-
-    try:
-        client = kind(**options, kafka_client=net_client)
-        if client.config.get("api_version") and "api_version" in options:
-            client.bootstrap(timeout_ms=options["bootstrap_timeout_ms"])    # a told version skips the eager one
-        return client
-    except KafkaError as error:
-        for one in inner:
-            one.close()
-        if isinstance(error, KafkaTimeoutError):
-            raise TimeoutError(str(error)) from None
-        raise SourceFailed(f"kafka: {_named(error)}; check the kafka section of the configuration") from None
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).removeprefix(type(error).__name__ + ': ')[:300]}"
-
-
-def partitions_of(consumer: KafkaConsumer, topic: str, wait_seconds: float = _TOPIC_SECONDS) -> list[int]:
-    """The topic's partition numbers; SourceFailed, naming the nearest topic, if there is none."""
-    end = time.monotonic() + wait_seconds
-    while True:
-        try:
-            if found := consumer.partitions_for_topic(topic):
-                return sorted(found)
-        except AuthorizationError as error:
-            raise SourceFailed(f"kafka topic {topic!r}: expected the right to read it, got {_named(error)}; "
-                               "ask for READ and DESCRIBE on it") from None
-        except KafkaError as error:
-            log.debug("Topic look-up failed.", extra={"topic": topic, "error": str(error)})
-        if time.monotonic() >= end:
-            break
-        time.sleep(_BACKOFF_SECONDS)
-    near = difflib.get_close_matches(topic, sorted(_known_topics(consumer)), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "create it, or mend monitors[].topic (or the right to see it)"
-    raise SourceFailed(f"kafka topic {topic!r}: expected it to exist, got no such topic; {hint}")
-
-
-def _known_topics(consumer: KafkaConsumer) -> set[str]:
-    """All topics that we may see, asked from the broker now; empty if it does not answer."""
-    try:
-        return set(consumer.topics())
-    except KafkaError as error:
-        log.debug("Topics were not listed.", extra={"error": str(error)})
-        return set()
+_FETCH_BYTES_MIN = 131_072
+_REOPEN_SECONDS = 5.0                               # for one attempt to make the client anew
 
 
 class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -146,6 +89,10 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]
         changed, self._changed = self._changed, []
         return set(changed)
 
+    def __bool__(self) -> bool:
+        """Whether something changed since the last `take`."""
+        return bool(self._changed)
+
 
 class KafkaSource:
     """Batches from topics, as a member of the group `kafka.group`.
@@ -157,34 +104,57 @@ class KafkaSource:
 
     def __init__(self, kafka: Kafka, topics: Sequence[str], *, api_version: ApiVersion = None,
                  wait_seconds: float = START_SECONDS) -> None:
-        self._kafka = kafka
-        session_ms = int(kafka.session_timeout_seconds * 1000)
-        self._consumer, self._client_log = open_consumer(
-            kafka, api_version=api_version, wait_seconds=wait_seconds, group_id=kafka.group,
-            session_timeout_ms=session_ms, heartbeat_interval_ms=min(3000, session_ms // 3))
+        self._kafka, self._read_topics, self._api_version = kafka, tuple(topics), api_version
+        self._fetch_bytes = kafka.fetch_bytes
         self._rebalances = _Rebalances()
         self._next: dict[ClientPartition, int] = {}         # where reading goes on: the state's offsets, then our own
         self._placed: set[ClientPartition] = set()          # assigned, and sought to where it goes on
         self._held: set[ClientPartition] = set()            # too far ahead of the others: to be paused
-        self._closed = False
+        self._ends: dict[ClientPartition, int] = {}         # with `latest`: the topics' ends when we began
+        self._counted: set[str] = set()                     # topics of which the state knows a partition
+        self._topic_ids: dict[str, object] = {}
+        self._cut_back: LogTruncationError | None = None
+        self._has_read = self._closed = False
+        self._outage, self._pauses = Outage(), Pauses()
+        self._opening: Opening[tuple[KafkaConsumer, ClientLog]] | None = None
+        self._consumer, self._client_log = self._open(wait_seconds)
+        if kafka.start == "latest":
+            try:
+                keys = [ClientPartition(topic, number) for topic in topics for number in partitions_of(self._consumer, topic)]
+                self._ends = self._consumer.end_offsets(keys, timeout_ms=int(1000 * START_SECONDS))
+            except BaseException as error:
+                self.close()
+                if isinstance(error, KafkaError):
+                    raise SourceFailed(f"kafka: expected the topics' ends, got {_named(error)}; check the brokers") from None
+                raise
+
+    def _open(self, wait_seconds: float) -> tuple[KafkaConsumer, ClientLog]:
+        """A subscribed client; SourceFailed with one line if it cannot be had."""
+        kafka, session_ms = self._kafka, int(self._kafka.session_timeout_seconds * 1000)
+        consumer, client_log = open_consumer(
+            kafka, api_version=self._api_version, wait_seconds=wait_seconds, group_id=kafka.group,
+            session_timeout_ms=session_ms, heartbeat_interval_ms=min(3000, session_ms // 3),
+            fetch_max_bytes=self._fetch_bytes, max_partition_fetch_bytes=min(self._fetch_bytes, 8 << 20))
         try:
-            self._consumer.subscribe(topics=list(topics), listener=self._rebalances)
+            consumer.subscribe(topics=list(self._read_topics), listener=self._rebalances)
             # The client must know the topics' partitions before it joins: a look-up that is answered after that makes
             # it join a second time, which costs a whole session timeout where members are slow to be forgotten.
-            _known_topics(self._consumer)
-            for topic in topics:
-                partitions_of(self._consumer, topic)
+            _known_topics(consumer)
+            for topic in self._read_topics:
+                partitions_of(consumer, topic)
         except BaseException:
-            self.close()
+            _leave((consumer, client_log))
             raise
+        return consumer, client_log
 
     def __iter__(self) -> Iterator[Batch]:
         while not self._closed:
             yield self._take()
 
     def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Go on from these offsets; partitions that are not named start at `kafka.start`."""
+        """Go on from these offsets; partitions that are not named start at `kafka.start`, new ones of a named topic at 0."""
         self._next.update({ClientPartition(*key): offset for key, offset in offsets.items()})
+        self._counted |= {topic for topic, _ in offsets}
         self._placed.clear()
 
     def hold(self, partitions: Collection[TopicPartition]) -> None:
@@ -193,6 +163,8 @@ class KafkaSource:
 
     def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Tell Kafka what is stored; it is told again with the next checkpoint, so a failure is only noted."""
+        if self._opening is not None:
+            return
         assigned = self._consumer.assignment()
         known = {ClientPartition(*key): OffsetAndMetadata(offset, "", -1) for key, offset in offsets.items()}
         told = {key: value for key, value in known.items() if key in assigned}
@@ -215,14 +187,15 @@ class KafkaSource:
         """Leave the group; safe to call twice."""
         if not self._closed:
             self._closed = True
-            try:
-                self._consumer.close(autocommit=False, timeout_ms=3000)
-            except KafkaError as error:
-                log.debug("Kafka did not hear our leaving.", extra={"error": str(error)})
-            self._client_log.close()
+            if self._opening is not None:
+                self._opening.give_up()
+            else:
+                _leave((self._consumer, self._client_log))
 
     def _take(self) -> Batch:
         """One poll: what came, and what a rebalance or retention asks us to do."""
+        if self._opening is not None:
+            return self._await_opening()
         polled: Mapping[ClientPartition, list[Any]] = {}
         overtaken: set[ClientPartition] = set()
         fresh = (self._held & self._consumer.assignment()) - self._consumer.paused()
@@ -238,17 +211,26 @@ class KafkaSource:
             overtaken = set(error.args[0])
         except NoOffsetForPartitionError:
             pass                                    # a new partition; it is placed below
+        except LogTruncationError as error:
+            self._cut_back = error
         except KafkaError as error:
             self._wait_out(error)
+        self._refuse_another_log()
         assigned = self._consumer.assignment()
         self._placed -= self._rebalances.take() | overtaken
         self._placed &= assigned
-        ready = {key: found for key, found in polled.items() if key in self._placed}
-        lost = self._place(assigned - self._placed)
-        parts = tuple(self._part(key, found) for key, found in ready.items())
+        # A look-up of the group's offsets that was under way when we sought may end behind our seek, and move the position
+        # back to what the group has committed: such a partition is placed again.
+        self._placed -= {key for key, found in polled.items() if key in self._placed and found[0].offset < self._next[key]}
+        before = frozenset(self._placed)
+        ready = {key: found for key, found in polled.items() if key in before}
+        lost = self._place(assigned - self._placed) if self._opening is None else {}
+        parts = [self._part(key, found) for key, found in ready.items()]
+        parts += [self._nothing(key) for key in sorted(self._placed - before)] + self._moved_on(before - ready.keys())
+        self._look_around(assigned)
         caught_up = frozenset((key.topic, key.partition) for key in self._placed if self._is_caught_up(key))
-        return Batch(parts=parts, assigned=frozenset((key.topic, key.partition) for key in assigned),
-                     caught_up=caught_up, lost=lost)
+        return Batch(parts=tuple(parts), assigned=frozenset((key.topic, key.partition) for key in assigned),
+                     caught_up=caught_up, lost=lost, away=self._outage.away)
 
     def _part(self, key: ClientPartition, found: Sequence[Any]) -> Part:
         n = len(found)
@@ -257,6 +239,23 @@ class KafkaSource:
         self._next[key] = int(offsets[-1]) + 1
         times = np.fromiter((record.timestamp for record in found), np.int64, n)
         return Part(key.topic, key.partition, [record.value for record in found], offsets, times, self._next[key])
+
+    def _nothing(self, key: ClientPartition) -> Part:
+        """A part without records, which says where its partition goes on."""
+        empty = np.empty(0, np.int64)
+        return Part(key.topic, key.partition, [], empty, empty, self._next[key])
+
+    def _moved_on(self, silent: Collection[ClientPartition]) -> list[Part]:
+        """Of partitions that brought nothing, those whose position moved nevertheless: past markers and aborted records.
+
+        Without it a state would go on before them, and count them as lost when retention takes them.
+        """
+        moved = {key: position for key in sorted(silent)
+                 if (position := self._position(key)) is not None and position > self._next[key]}
+        if not moved or self._rebalances:           # after a rebalance a position is the group's, not ours
+            return []
+        self._next.update(moved)
+        return [self._nothing(key) for key in moved]
 
     def _place(self, new: set[ClientPartition]) -> dict[TopicPartition, int]:
         """Seek new partitions to where they go on; what retention removed before that is returned."""
@@ -270,8 +269,8 @@ class KafkaSource:
             self._wait_out(error)
             return {}                               # not placed: nothing of them is delivered, the next turn asks again
         for key in partitions:
-            default = first[key] if self._kafka.start == "earliest" else end[key]
-            wanted = self._next.get(key, default)
+            is_new = self._kafka.start == "earliest" or key.topic in self._counted
+            wanted = self._next.get(key, first[key] if is_new else self._ends.get(key, first[key]))
             if wanted > end[key]:
                 raise SourceFailed(
                     f"kafka topic {key.topic!r} partition {key.partition}: expected to go on at offset {wanted}, got an "
@@ -288,21 +287,97 @@ class KafkaSource:
                 continue
             self._next[key] = wanted
             self._placed.add(key)
+            self._has_read = True
         return lost
 
+    def _refuse_another_log(self) -> None:
+        """SourceFailed where what we read on is not what we have read: a log cut back, a topic made anew under its name."""
+        if self._cut_back is not None:
+            (key, end), *_ = self._cut_back.divergent_offsets.items()
+            raise SourceFailed(
+                f"kafka topic {key.topic!r} partition {key.partition}: expected the log that was read up to offset "
+                f"{self._next.get(key)}, got one that was cut back to {'an unknown offset' if end is None else end.offset}; was "
+                "a leader elected uncleanly, or the topic made anew? Start with another service.state")
+        for topic in self._read_topics:
+            topic_id = self._consumer.network.cluster.topic_id(topic)
+            if topic_id is not None and self._topic_ids.setdefault(topic, topic_id) != topic_id:
+                raise SourceFailed(f"kafka topic {topic!r}: expected the topic that was read so far, got another one that was "
+                                   "made under its name; start with another service.state")
+
     def _wait_out(self, error: KafkaError) -> None:
-        """Wait a moment after an error that may pass; SourceFailed for one that does not."""
-        if isinstance(error, SaslAuthenticationFailedError | AuthorizationError):
+        """Wait a moment after an error that may pass; for another, make the client anew, or SourceFailed before it has read."""
+        if getattr(error, "retriable", False):
+            log.debug("Kafka error, trying again.", extra={"error": str(error)})
+            time.sleep(_BACKOFF_SECONDS)
+        elif self._has_read and not isinstance(error, UnknownTopicOrPartitionError):
+            self._reopen(_named(error))
+        elif isinstance(error, SaslAuthenticationFailedError | AuthorizationError):
             raise SourceFailed(f"kafka: expected the right to read as group {self._kafka.group!r}, got {_named(error)}; "
                                "ask for READ on the topics and the group") from None
-        if not getattr(error, "retriable", False):
+        else:
             raise SourceFailed(f"kafka: {_named(error)}; the broker's log may say more") from None
-        log.debug("Kafka error, trying again.", extra={"error": str(error)})
-        time.sleep(_BACKOFF_SECONDS)
+
+    def _look_around(self, assigned: set[ClientPartition]) -> None:
+        """Tell the outage whether all that we need is connected; make a client anew that does not help itself."""
+        if self._opening is not None:
+            return
+        log_of_client = self._client_log
+        if log_of_client.refused and self._has_read:
+            self._reopen(f"kafka.security: expected to be let in as {self._kafka.security.username!r}, got "
+                         f"{log_of_client.refused!r}; check password_file, which is read again")
+        elif log_of_client.timed_out >= 2 and self._fetch_bytes > _FETCH_BYTES_MIN:
+            self._fetch_bytes = max(self._fetch_bytes // 8, _FETCH_BYTES_MIN)
+            self._reopen(f"no answer within {connection.REQUEST_SECONDS:.0f} s; asking for at most {self._fetch_bytes} bytes "
+                         "from now on")
+        elif why := self._missing(assigned):
+            self._outage.missed(why)
+            if self._outage.away and "certificate" in why.lower():
+                self._reopen(why)
+        else:
+            self._outage.reached()
+
+    def _missing(self, assigned: set[ClientPartition]) -> str:
+        """Why something that we need is not connected, asked of nobody; empty where all is."""
+        network = self._consumer.network
+        cluster, why = network.cluster, self._client_log.failed or "not connected"
+        for topic in self._read_topics:
+            if not cluster.partitions_for_topic(topic):
+                return f"topic {topic!r} does not exist (any more)"
+        needed = assigned - self._consumer.paused()
+        for key in needed:
+            leader = cluster.leader_for_partition(key)
+            if leader is None or leader == -1:
+                return f"partition {key.partition} of topic {key.topic!r} has no leader"
+            if not network.connected(leader):
+                return why
+        nodes = [broker.node_id for broker in cluster.brokers()]
+        is_member = any(network.connected(node) or network.connected(f"coordinator-{node}") for node in nodes)
+        return "" if needed or is_member else why
+
+    def _reopen(self, why: str) -> None:
+        """Give this client up and make another one, on a thread of its own; what was not delivered is read again."""
+        self._outage.missed(why, at_once=True)
+        self._placed.clear()
+        _leave((self._consumer, self._client_log), timeout_ms=500)
+        self._rebalances.take()
+        self._opening = Opening(lambda: self._open(_REOPEN_SECONDS), _leave, self._pauses)
+
+    def _await_opening(self) -> Batch:
+        """An empty batch while there is no client."""
+        assert self._opening is not None
+        found = self._opening.take(_POLL_MS / 1000)
+        if found is not None:
+            (self._consumer, self._client_log), self._opening = found, None
+        elif self._opening.error:
+            self._outage.missed(self._opening.error)
+        return Batch(away=self._outage.away)
 
     def _position(self, key: ClientPartition) -> int | None:
         try:
             position: int | None = self._consumer.position(key, timeout_ms=0)
+        except LogTruncationError as error:
+            self._cut_back = error                  # told once, by whichever call comes first
+            return None
         except (KafkaError, AssertionError):
             return None
         return position
@@ -315,127 +390,11 @@ class KafkaSource:
         return newest is not None and position is not None and position >= newest
 
 
-class KafkaWriter:
-    """Sends records to one topic, for the dead letters; every send is answered for at `flush`."""
-
-    def __init__(self, kafka: Kafka, topic: str, *, api_version: ApiVersion = None, wait_seconds: float = 5.0) -> None:
-        fixed = {"acks": "all", "max_request_size": 64 << 20, "linger_ms": 5, "metrics_enabled": False,
-                 "delivery_timeout_ms": 15_000, "request_timeout_ms": 10_000, "max_block_ms": 5_000,
-                 "allow_auto_create_topics": False,
-                 "enable_idempotence": False}       # one refused record must not end an idempotent producer
-        self._topic = topic
-        self._producer, self._client_log = connect(
-            lambda common: _made(KafkaProducer, common | fixed), kafka, api_version=api_version, wait_seconds=wait_seconds)
-        self._sent: list[Any] = []
-
-    def send(self, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> None:
-        """Queue a record; a failure shows at `flush`."""
-        try:
-            self._sent.append(self._producer.send(self._topic, value, headers=list(headers)))
-        except KafkaError as error:
-            self._sent.append(error)
-
-    def flush(self, timeout_seconds: float = 15.0) -> list[str]:
-        """Wait until all is stored; per record since the last flush an empty text or why it was not."""
-        try:
-            self._producer.flush(timeout_seconds)
-        except KafkaError as error:
-            log.debug("Flush failed.", extra={"error": str(error)})
-        outcomes, self._sent = [_outcome(sent) for sent in self._sent], []
-        return outcomes
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._producer.close(5)
-        self._client_log.close()
-
-
-def _outcome(sent: Any) -> str:
-    if isinstance(sent, KafkaError):
-        return _named(sent)
-    if not sent.is_done:
-        return "not answered in time"
-    return _named(sent.exception) if sent.failed() else ""
-
-
-def probe(kafka: Kafka, topics: Sequence[str], *, api_version: ApiVersion = None,
-          wait_seconds: float = 10.0) -> list[tuple[str, bool, str]]:
-    """Checks for `tidemark doctor`: (what, whether it is well, one line)."""
-    lack = check_crc32c()
-    checks = [("kafka checksums", not lack, lack or "crc32c is native")]
-    if lack:
-        return checks
+def _leave(client: tuple[KafkaConsumer, ClientLog], timeout_ms: int = 3000) -> None:
+    """Leave the group and end the client."""
+    consumer, client_log = client
     try:
-        consumer, client_log = open_consumer(kafka, api_version=api_version, wait_seconds=wait_seconds, group_id=kafka.group)
-    except TidemarkError as error:
-        return [*checks, ("kafka brokers", False, str(error))]
-    try:
-        servers = ", ".join(kafka.bootstrap_servers)
-        checks.append(("kafka brokers", True, f"reached {servers} with {kafka.security.protocol}"))
-        some: ClientPartition | None = None
-        for topic in topics:
-            try:
-                numbers = partitions_of(consumer, topic, wait_seconds=1.0)
-                keys = [ClientPartition(topic, number) for number in numbers]
-                first, end = consumer.beginning_offsets(keys), consumer.end_offsets(keys)
-                some = some or keys[0]
-                checks.append((f"kafka topic {topic}", True, f"{len(numbers)} partitions, "
-                               f"{sum(end.values()) - sum(first.values())} records kept"))
-            except (SourceFailed, KafkaError) as error:
-                checks.append((f"kafka topic {topic}", False, str(error)))
-        if some is not None:
-            try:
-                committed = consumer.committed(some, timeout_ms=5000)
-                text = "nothing committed yet" if committed is None else "has committed offsets"
-                checks.append((f"kafka group {kafka.group}", True, f"readable, {text}"))
-            except KafkaError as error:
-                checks.append((f"kafka group {kafka.group}", False, f"expected the right to read it, got {_named(error)}; "
-                               "ask for READ on the group"))
-    finally:
-        consumer.close(autocommit=False, timeout_ms=3000)
-        client_log.close()
-    return checks
-
-
-def read_span(kafka: Kafka, topic: str, events: int, progress: Callable[[int], None] | None = None, *,
-              api_version: ApiVersion = None) -> list[dict[str, Any]]:
-    """The newest `events` JSON objects of a topic in the order of their records' times, without joining the group.
-
-    Records that are not JSON objects are left out. `progress` is called with the number read so far.
-    """
-    consumer, client_log = open_consumer(kafka, api_version=api_version)
-    try:
-        keys = [ClientPartition(topic, number) for number in partitions_of(consumer, topic)]
-        consumer.assign(keys)
-        first, end = consumer.beginning_offsets(keys), consumer.end_offsets(keys)
-        share = -(-events // len(keys))
-        for key in keys:
-            consumer.seek(key, max(first[key], end[key] - share))
-        rows: list[tuple[int, int, dict[str, Any]]] = []
-        quiet_until = time.monotonic() + START_SECONDS
-        while any(consumer.position(key) < end[key] for key in keys):
-            for key, found in consumer.poll(timeout_ms=_POLL_MS).items():
-                quiet_until = time.monotonic() + START_SECONDS
-                rows += [(record.timestamp, record.offset, document) for record in found
-                         if record.offset < end[key] and (document := _document(record.value)) is not None]
-            if progress is not None:
-                progress(min(len(rows), events))
-            if time.monotonic() > quiet_until:
-                raise SourceFailed(f"kafka topic {topic!r}: expected records, got none for {START_SECONDS:.0f} s; "
-                                   "check that its brokers run")
+        consumer.close(autocommit=False, timeout_ms=timeout_ms)
     except KafkaError as error:
-        raise SourceFailed(f"kafka topic {topic!r}: {_named(error)}; check the right to read it") from None
-    finally:
-        consumer.close(autocommit=False, timeout_ms=3000)
-        client_log.close()
-    rows.sort(key=lambda row: row[:2])
-    return [document for _, _, document in rows[-events:]]
-
-
-def _document(value: bytes | None) -> dict[str, Any] | None:
-    """The JSON object in a record, NaN included; None for anything else."""
-    try:
-        document = json.loads(value) if value and b"NaN" in value else msgspec.json.decode(value or b"")
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
+        log.debug("Kafka did not hear our leaving.", extra={"error": str(error)})
+    client_log.close()

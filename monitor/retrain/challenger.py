@@ -19,20 +19,22 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
-from monitor.config_retrain import Metric
+from monitor.config_retrain import Interval, Metric
 from monitor.errors import LaunchFailed
 from monitor.flow import Launch
-from monitor.retrain.holdout import ContractBroken, line, read_holdout, read_output, refuse_trained_on
+from monitor.retrain.holdout import line, read_holdout, read_output, refuse_trained_on
 from monitor.retrain.intervals import CONFIDENCE
+from monitor.retrain.outputs import ContractBroken, refuse_model, refuse_outside
 from monitor.retrain.quality_metrics import Answers, NotComparable, measured
 
 __all__ = ["RESULT_BYTES_MAX", "ContractBroken", "Metric", "Result", "Verdict", "compare", "judge", "new_version", "output_path",
-           "read_output", "read_result", "seed_of"]
+           "read_output", "read_result", "roots", "seed_of"]
 
 PROGRESS_BYTES_MAX = 1 << 16              # one line, or a short log
 RESULT_BYTES_MAX = 1 << 20                # result.json names things; a megabyte of it is a mistake
@@ -92,7 +94,7 @@ def read_progress(launch: Launch) -> str:
     It is only for people to see, so nothing that is wrong with it is an error.
     """
     try:
-        content = read_output(output_path(launch.output_uri, "progress.txt"), PROGRESS_BYTES_MAX) or b""
+        content = read_output(output_path(launch.output_uri, "progress.txt"), PROGRESS_BYTES_MAX, roots(launch)) or b""
     except (ContractBroken, LaunchFailed):
         return ""
     lines = content.decode(errors="replace").splitlines()
@@ -100,10 +102,18 @@ def read_progress(launch: Launch) -> str:
     return "".join(character for character in last.strip() if character.isprintable())[:200]
 
 
-def read_result(launch: Launch) -> Result | None:
-    """The job's result.json, checked; None where the job left none. Raises ContractBroken, LaunchFailed(retry=True)."""
+def roots(launch: Launch, result_uris: Sequence[str] = ()) -> tuple[str, ...]:
+    """The folders that what the launch left may lie in: its own output folder, then those of `retrain.result_uris`."""
+    return (launch.output_uri, *result_uris) if launch.output_uri else ()
+
+
+def read_result(launch: Launch, result_uris: Sequence[str] = ()) -> Result | None:
+    """The job's result.json, checked; None where the job left none. Raises ContractBroken, LaunchFailed(retry=True).
+
+    result_uris : further folders that it may name files of, see `outputs`
+    """
     uri = output_path(launch.output_uri, "result.json")
-    content = read_output(uri, RESULT_BYTES_MAX)
+    content = read_output(uri, RESULT_BYTES_MAX, roots(launch))
     if content is None:
         return None
     try:
@@ -114,6 +124,11 @@ def read_result(launch: Launch) -> Result | None:
     for name, value in (("model_uri", result.model_uri), ("reference_uri", result.reference_uri)):
         if not value or len(value) > 2_000:
             raise ContractBroken(f"{uri}: {name}: expected 1 to 2,000 characters, got {len(value)}; name the file")
+    known = roots(launch, result_uris)
+    refuse_model(output_path(launch.output_uri, result.model_uri), f"{uri}: model_uri", known)
+    refuse_outside(output_path(launch.output_uri, result.reference_uri), f"{uri}: reference_uri", known)
+    if result.training_ids_uri:
+        refuse_outside(output_path(launch.output_uri, result.training_ids_uri), f"{uri}: training_ids_uri", known)
     if result.version is not None and (not _VERSION.fullmatch(result.version) or result.version == launch.version):
         raise ContractBroken(f"{uri}: version: expected letters, digits, . _ - (at most {VERSION_LENGTH_MAX}) and not "
                              f"the old {launch.version!r}, got {result.version[:80]!r}; or leave it out")
@@ -134,7 +149,8 @@ def new_version(launch: Launch, result: Result) -> str:
 
 
 def judge(launch: Launch, *, metric: Metric, events_min: int, min_improvement: float = 0.0,
-          positive_label: str | None = None) -> tuple[Verdict, Result | None]:
+          positive_label: str | None = None, interval: Interval = "auto",
+          result_uris: Sequence[str] = ()) -> tuple[Verdict, Result | None]:
     """Read what the job left and compare champion and challenger.
 
     events_min : rows below which nothing is known. Defects give the verdict `failed`, with no Result.
@@ -142,19 +158,23 @@ def judge(launch: Launch, *, metric: Metric, events_min: int, min_improvement: f
     """
     uri = output_path(launch.output_uri, "holdout.parquet")
     try:
-        result = read_result(launch)
+        result = read_result(launch, result_uris)
         if result is None:
             raise ContractBroken(f"{output_path(launch.output_uri, 'result.json')}: expected the trainer's result, "
                                  "got nothing; let the trainer write it as its last step")
-        answers, ids = read_holdout(uri, metric)
+        answers, ids = read_holdout(uri, metric, roots(launch))
         refuse_trained_on(ids, uri, result.training_offsets,
-                          result.training_ids_uri and output_path(launch.output_uri, result.training_ids_uri))
+                          result.training_ids_uri and output_path(launch.output_uri, result.training_ids_uri),
+                          roots(launch, result_uris))
         verdict = compare(answers, metric=metric, events_min=events_min, min_improvement=min_improvement,
-                          positive_label=positive_label, seed=seed_of(launch))
+                          positive_label=positive_label, seed=seed_of(launch), interval=interval)
     except ContractBroken as broken:
         return Verdict(metric, None, None, None, None, None, 0, "failed", str(broken)), None
     except NotComparable as broken:
         return Verdict(metric, None, None, None, None, None, 0, "failed", f"{uri}: {broken}"), None
+    except UnicodeError as broken:                  # texts of a Parquet file are bytes that nobody has looked at
+        return Verdict(metric, None, None, None, None, None, 0, "failed",
+                       f"{uri}: expected texts in UTF-8, got other bytes: {line(broken)}"), None
     return verdict, result
 
 
@@ -164,7 +184,7 @@ def seed_of(launch: Launch) -> int:
 
 
 def compare(answers: Answers, *, metric: Metric, events_min: int, min_improvement: float = 0.0,
-            positive_label: str | None = None, seed: int = 0, confidence: float = CONFIDENCE,
+            positive_label: str | None = None, seed: int = 0, confidence: float = CONFIDENCE, interval: Interval = "auto",
             setting: str = "retrain.holdout_events_min") -> Verdict:
     """The verdict on the answers of both models to the same events; NotComparable where they do not fit the metric.
 
@@ -172,7 +192,8 @@ def compare(answers: Answers, *, metric: Metric, events_min: int, min_improvemen
     setting         : the key that `events_min` comes from, for people
     """
     events = len(answers)
-    found = measured(answers, metric, positive_label=positive_label, seed=seed, confidence=confidence)
+    found = measured(answers, metric, positive_label=positive_label, seed=seed, confidence=confidence,
+                     interval=interval)
     old, new, difference, lower, upper, basis = found
     if not all(map(math.isfinite, (old, new, difference))):
         return Verdict(metric, None, None, None, None, None, events, "failed",

@@ -29,12 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.config_retrain import Metric
-from monitor.errors import LaunchFailed, TidemarkError
+from monitor.errors import LaunchFailed
+from monitor.retrain.outputs import ContractBroken, opened, refuse_outside
 from monitor.retrain.quality_metrics import SCORES, Answers, Values, as_number
 
 HOLDOUT_BYTES_MAX = 256 << 20             # read into memory whole
 HOLDOUT_EVENTS_MAX = 5_000_000            # the interval is far below any effect that matters long before
-#: Uncompressed bytes of the columns that are read.
+#: Uncompressed bytes of all columns, as the file itself says.
 HOLDOUT_MEMORY_MAX = 1 << 30
 TRAINING_IDS_MAX = 50_000_000
 
@@ -44,12 +45,10 @@ SCORE_COLUMNS = ("champion_score", "challenger_score")
 _EXACT = 2**53
 
 
-class ContractBroken(TidemarkError):
-    """What a trainer left is not what the trainer's contract says; the text is the one line for its author."""
-
-
-def read_output(uri: str, bytes_max: int) -> bytes | None:
+def read_output(uri: str, bytes_max: int, roots: Sequence[str] = ()) -> bytes | None:
     """The bytes at a path or URI (file, s3 and what else pyarrow reaches); None where nothing is.
+
+    roots : the folders that it must lie in; without any, it is one of ours or of the configuration
 
     Raises ContractBroken when there is more than `bytes_max` or no file, LaunchFailed(retry=True) when the store fails.
     The S3 client of pyarrow gives up by itself after its own time limits (3 s a request, three tries).
@@ -57,11 +56,17 @@ def read_output(uri: str, bytes_max: int) -> bytes | None:
     import pyarrow as pa
     from pyarrow import fs
 
+    refuse_outside(uri, uri, roots)
     try:
         if "://" in uri:
             filesystem, path = fs.FileSystem.from_uri(uri)
         else:
             filesystem, path = fs.LocalFileSystem(), os.path.abspath(uri)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            if (file := opened(path, roots)) is None:
+                return None
+            with file:
+                return _bounded(file.read(bytes_max + 1), uri, bytes_max)
         found = filesystem.get_file_info(path)
         if found.type == fs.FileType.NotFound:
             return None
@@ -69,20 +74,23 @@ def read_output(uri: str, bytes_max: int) -> bytes | None:
             raise ContractBroken(f"{uri}: expected a file, got a folder; let the trainer write a file of that name")
         # Read one byte more than allowed instead of trusting the size: a file may still grow.
         with filesystem.open_input_stream(path) as stream:
-            content: bytes = stream.read(bytes_max + 1)
+            return _bounded(stream.read(bytes_max + 1), uri, bytes_max)
     except pa.ArrowInvalid as error:
         raise ContractBroken(f"{uri}: expected a path or a URI that can be read, got: {line(error)}") from None
     except OSError as error:
         raise LaunchFailed(f"{uri}: cannot be read now: {line(error)}", retry=True) from None
+
+
+def _bounded(content: bytes, uri: str, bytes_max: int) -> bytes:
     if len(content) > bytes_max:
         raise ContractBroken(f"{uri}: expected at most {bytes_max:,} bytes, got more; write a smaller file")
     return content
 
 
-def read_holdout(uri: str, metric: Metric) -> tuple[Answers, Any]:
+def read_holdout(uri: str, metric: Metric, roots: Sequence[str] = ()) -> tuple[Answers, Any]:
     """The answers of holdout.parquet, checked, and its ids (a pyarrow array); raises ContractBroken with the defect."""
     wanted = (*HOLDOUT_COLUMNS, *(SCORE_COLUMNS if metric in SCORES else ()))
-    table = _table(uri, wanted, "the held-back events", "let the trainer write them", HOLDOUT_EVENTS_MAX)
+    table = _table(uri, wanted, "the held-back events", "let the trainer write them", HOLDOUT_EVENTS_MAX, roots)
     columns = {name: table[name] for name in wanted}
     for name, column in columns.items():
         if column.null_count:
@@ -98,7 +106,7 @@ def read_holdout(uri: str, metric: Metric) -> tuple[Answers, Any]:
 
 
 def refuse_trained_on(ids: Any, uri: str, offsets: Mapping[str, Sequence[tuple[int, int]]] | None,
-                      ids_uri: str | None) -> None:
+                      ids_uri: str | None, roots: Sequence[str] = ()) -> None:
     """Refuse held-back events that the trainer says it trained on: its challenger would look better than it is.
 
     offsets : "topic:partition" -> [first, end) of the offsets that were trained on, for ids that are topic:partition:offset
@@ -110,7 +118,7 @@ def refuse_trained_on(ids: Any, uri: str, offsets: Mapping[str, Sequence[tuple[i
     trained: set[str] = set()
     if ids_uri:
         table = _table(ids_uri, ("id",), "the ids that were trained on", "write them, or leave training_ids_uri out",
-                       TRAINING_IDS_MAX)
+                       TRAINING_IDS_MAX, roots)
         trained = {str(one) for one in _plain(table["id"]).unique().to_pylist()} & set(held)
     if offsets:
         spans = {place: sorted((int(first), int(end)) for first, end in ranges) for place, ranges in offsets.items()}
@@ -144,12 +152,12 @@ def answers_of(label: Any, champion: Any, challenger: Any, *, where: str, scores
     return Answers(values[0], values[1], values[2], classes, *given)
 
 
-def _table(uri: str, wanted: Sequence[str], what: str, mend: str, rows_max: int) -> Any:
+def _table(uri: str, wanted: Sequence[str], what: str, mend: str, rows_max: int, roots: Sequence[str] = ()) -> Any:
     """Some columns of a Parquet file, as small as they can be in memory."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    content = read_output(uri, HOLDOUT_BYTES_MAX)
+    content = read_output(uri, HOLDOUT_BYTES_MAX, roots)
     if content is None:
         raise ContractBroken(f"{uri}: expected {what}, got nothing; {mend}")
     try:
@@ -169,14 +177,16 @@ def _table(uri: str, wanted: Sequence[str], what: str, mend: str, rows_max: int)
         rows = file.metadata.num_rows
         if not 1 <= rows <= rows_max:
             raise ContractBroken(f"{uri}: expected 1 to {rows_max:,} rows, got {rows:,}; hold back a part of the captured events")
-        size = sum(file.metadata.row_group(i).column(j).total_uncompressed_size for i in range(file.metadata.num_row_groups)
-                   for j in range(file.metadata.num_columns)
-                   if file.metadata.row_group(i).column(j).path_in_schema in wanted)
+        # Of the whole row group: a damaged column's own metadata ends the process inside pyarrow, past every handler.
+        sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+        size = sum(sizes)
+        if min(sizes, default=0) < 0:
+            raise ContractBroken(f"{uri}: expected a Parquet file, got sizes below zero; write it with pyarrow or pandas")
         if size > HOLDOUT_MEMORY_MAX:
             raise ContractBroken(f"{uri}: expected at most {HOLDOUT_MEMORY_MAX >> 20:,} MiB uncompressed, got {size >> 20:,}; "
                                  "hold fewer events back, or shorten their texts")
         return file.read(columns=list(wanted))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:    # names of columns that are no UTF-8, too
         raise ContractBroken(f"{uri}: expected a Parquet file, got: {line(error)}; write it with pyarrow or "
                              "pandas") from None
 

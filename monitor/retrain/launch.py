@@ -16,7 +16,8 @@ outcome*, where each act can be repeated.
 
 A call that fails for now (LaunchFailed with retry) is tried again after 5 s, doubling to 5 min, each time a random part
 shorter so that many services do not knock together; one that fails for good ends the launch with its reason. A job that
-the launcher no longer knows is judged by what it left, or failed: never taken for a success by itself.
+the launcher no longer knows is judged by what it left, or failed: never taken for a success by itself. What the other side
+stores of a launch after it has ended, because a request to start hung somewhere, is ended by `strays`.
 
 Cost: nothing while no launch is open. The calls block the loop, so each has its own time limit in its launcher, and
 only one step per launch is taken per turn. Neighbours: `trigger` makes launches, the pipeline calls `advance`.
@@ -34,8 +35,9 @@ from typing import Any
 from detectors.reference import Column, Reference, ReferenceMismatch
 from monitor import config
 from monitor.errors import CheckpointRefused, LaunchFailed, TidemarkError
-from monitor.flow import FINAL_STATES, JobStatus, Launch, Launcher, LaunchState
+from monitor.flow import FINAL_STATES, Launch, Launcher, LaunchState
 from monitor.retrain import challenger
+from monitor.retrain.deadline import over, with_wait
 from monitor.retrain.ledger import Ledger
 from monitor.retrain.promote import (
     ROLLBACK,
@@ -51,6 +53,7 @@ from monitor.retrain.promote import (
     rolled_back,
 )
 from monitor.retrain.shadow import Shadows
+from monitor.retrain.strays import Strays
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,6 @@ PROMOTION_SECONDS = 15.0
 LEFT_PROGRESS_SECONDS = 60.0
 CANCELLING = "deadline passed, cancelling"
 RETRYING = "will be tried again: "
-QUEUED = "queued"
 
 Save = Callable[[Launch], None]
 Snapshot = Callable[[Launch], str]
@@ -106,6 +108,7 @@ class Retraining:
         self._version = version
         self._kept = kept
         self._shadows = shadows or Shadows({}, lambda *_: None, lambda _: -1)
+        self._strays = Strays(ledger)
         self._poll_seconds = poll_seconds
         self._rng = rng or random.Random()
         self._polled: dict[str, float] = {}                 # launch id -> when we last asked; forgotten at a restart
@@ -140,6 +143,7 @@ class Retraining:
                 self._polled.pop(launch.id, None)
                 self._looked.pop(launch.id, None)
                 self._misses.pop(launch.id, None)
+        self._strays.end(self.launchers, now)
         return moved
 
     def take_reference(self, launch: Launch) -> Reference | None:
@@ -152,7 +156,8 @@ class Retraining:
         if 0 < self._reference_at.get(launch.id, 0.0) - self._now <= BACKOFF_SECONDS_MAX:
             return None
         try:
-            reference = load_reference(launch.reference_uri, self._kept)
+            reference = load_reference(launch.reference_uri, self._kept, challenger.roots(
+                launch, policy.result_uris if (policy := self.policies.get(launch.model)) else ()))
             reference.require(self._reference(launch.model).columns)
         except (LaunchFailed, ReferenceMismatch, challenger.ContractBroken, CheckpointRefused) as error:
             self._reference_at[launch.id] = self._now + BACKOFF_SECONDS_MAX
@@ -207,15 +212,18 @@ class Retraining:
             return
         status = launcher.status(launch)
         self._misses.pop(launch.id, None)
+        if status.output_uri and status.output_uri != launch.output_uri:
+            launch = dataclasses.replace(launch, output_uri=status.output_uri)
+            self._save(launch)                              # before the job can be gone: nothing else says where its output is
         is_cancelling = launch.detail.startswith(CANCELLING)
         told = status.progress or self._left_progress(launch, status.state, now)
         if told and told != launch.progress:
             launch = dataclasses.replace(launch, progress=told)
             self.ledger.put(launch)                         # stored with the next checkpoint: only for people to see
-        if (counted := _with_wait(launch, status, now)) != launch:
+        if (counted := with_wait(launch, status, now)) != launch:
             launch = counted
             self.ledger.put(launch)                         # stored with the next checkpoint: the wait outlives a restart
-        over = launch.detail.removeprefix(f"{CANCELLING}: ") if is_cancelling else _over(launch, policy, now)
+        late = launch.detail.removeprefix(f"{CANCELLING}: ") if is_cancelling else over(launch, policy, now)
         if status.state == "succeeded":
             self._move(launch, "succeeded", now)
         elif status.state == "unknown":
@@ -223,12 +231,12 @@ class Retraining:
         elif status.state == "failed":
             # A job that fails because we ended it, seen after a restart, has timed out.
             state: LaunchState = "timed_out" if is_cancelling else "failed"
-            self._move(launch, state, now, detail=over if is_cancelling else status.detail or "the job failed")
-        elif over:
-            intended = dataclasses.replace(launch, detail=f"{CANCELLING}: {over}")
+            self._move(launch, state, now, detail=late if is_cancelling else status.detail or "the job failed")
+        elif late:
+            intended = dataclasses.replace(launch, detail=f"{CANCELLING}: {late}")
             self._save(intended)
             launcher.cancel(intended)
-            self._move(intended, "timed_out", now, detail=over)
+            self._move(intended, "timed_out", now, detail=late)
         elif launch.retry_at or launch.detail:
             self.ledger.put(dataclasses.replace(launch, retry_at=0.0, detail=""))
 
@@ -257,7 +265,7 @@ class Retraining:
         """Step 4: champion against challenger."""
         verdict, result = challenger.judge(
             launch, metric=policy.metric, events_min=policy.holdout_events_min, min_improvement=policy.min_improvement,
-            positive_label=policy.positive_label)
+            positive_label=policy.positive_label, interval=policy.metric_interval, result_uris=policy.result_uris)
         if result is None or verdict.verdict == "failed":
             self._move(launch, "failed", now, detail=verdict.detail)
             return
@@ -276,7 +284,8 @@ class Retraining:
             self._refuse_overtaken(launch)
             if self._is_in_shadow(launch, policy, current, now):
                 return
-            done = promote(self._promotions.get(launch.model), launch, current=current, now=now, kept=self._kept)
+            done = promote(self._promotions.get(launch.model), launch, current=current, now=now, kept=self._kept,
+                           result_uris=policy.result_uris)
         except PromotionWaits as waits:
             self._misses.pop(launch.id, None)
             self.ledger.put(dataclasses.replace(launch, progress=str(waits), retry_at=0.0))
@@ -314,7 +323,8 @@ class Retraining:
             return False
         begun = self._shadows.begins(launch, now)
         if begun is not None:
-            checked_reference(launch, current, self._kept)      # a day of answers is not spent on a model that cannot be judged
+            # A day of answers is not spent on a model that cannot be judged.
+            checked_reference(launch, current, self._kept, policy.result_uris)
             self._save(begun)
             return True
         judged = self._shadows.look(launch, policy, target, now)
@@ -391,35 +401,3 @@ def output_beside(data_uri: str) -> str:
     's3://captures/churn/launches/3f9c2a1b7d4e/output'
     """
     return f"{data_uri.rpartition('/')[0]}/output"
-
-
-def _with_wait(launch: Launch, status: JobStatus, now: float) -> Launch:
-    """The launch with its wait in the launcher's queue counted, and shown as its progress while it lasts."""
-    if status.state == "queued":
-        words = f"{QUEUED}: {status.detail}" if status.detail else QUEUED
-        return dataclasses.replace(launch, queued_since=launch.queued_since or now, progress=status.progress or words)
-    if not launch.queued_since:
-        return launch
-    waited = launch.queued_seconds + max(0.0, now - launch.queued_since)
-    progress = "" if launch.progress.startswith(QUEUED) else launch.progress
-    return dataclasses.replace(launch, queued_since=0.0, queued_seconds=waited, progress=progress)
-
-
-def _over(launch: Launch, policy: config.Retrain, now: float) -> str:
-    """Why the job's time is over; empty while it is not. Where the queue has its own limit, the deadline does not count it."""
-    hours, queue_hours = policy.launcher.deadline_hours, getattr(policy.launcher, "queue_hours", None)
-    waits = now - launch.queued_since if launch.queued_since else 0.0
-    spent = now - _time_of(launch, "submitted")
-    if queue_hours is not None:
-        if waits > queue_hours * 3600:
-            return (f"waited in the queue for more than {queue_hours:g} hours (retrain.launcher.queue_hours); was ended"
-                    + (f"; {launch.progress}" if launch.progress.startswith(f"{QUEUED}: ") else ""))
-        spent -= launch.queued_seconds + waits
-    if spent > hours * 3600:
-        return f"did not end within {hours:g} hours (retrain.launcher.deadline_hours); was ended"
-    return ""
-
-
-def _time_of(launch: Launch, state: LaunchState) -> float:
-    """When the launch came into a state; its last step's time, where it never was in it."""
-    return next((at for name, at in launch.steps if name == state), launch.steps[-1][1])

@@ -97,19 +97,46 @@ class Limits:
 def useless_row(launches: Sequence[Launch], version: str) -> list[Launch]:
     """The launches of this version that brought nothing, newest first, back to the last one that did or was forgiven.
 
-    What failed, timed out, or was judged and not found better brought nothing. A proposal that a person rejected, or
-    that nobody answered, trained nothing and says nothing; neither does one of a replay.
+    What failed, timed out, was judged and not found better, or was promoted and rolled back brought nothing. A proposal that
+    a person rejected, or that nobody answered, trained nothing and says nothing; neither does one of a replay, nor one that
+    was to replace a version which is rolled back by now.
     """
+    undone = rolled_back(launches)
+    gone = {launch.new_version for launch in undone.values()}
     row: list[Launch] = []
     for launch in reversed(launches):
-        if launch.launcher == ROLLBACK:
+        if launch.launcher == ROLLBACK or (launch.version in gone and launch.version != version and launch.id not in undone):
             continue
-        if launch.version != version or launch.forgiven or launch.state == "promoted":
+        is_undone = launch.id in undone
+        if launch.forgiven or (not is_undone and (launch.version != version or launch.state == "promoted")):
             break
-        if launch.state in ("failed", "timed_out") or (
+        if is_undone or launch.state in ("failed", "timed_out") or (
                 launch.state == "refused" and launch.verdict not in ("", "better")):
             row.append(launch)
     return row
+
+
+def rolled_back(launches: Sequence[Launch]) -> dict[str, Launch]:
+    """The promoted launches of one model whose challenger is champion no longer because a person went back behind it, by id.
+
+    One that was gone back to again is none of them.
+    """
+    line: list[Launch] = []                         # the promotions that led to the champion, oldest first
+    undone: dict[str, Launch] = {}
+    for launch in launches:
+        if launch.state != "promoted":
+            continue
+        if launch.launcher != ROLLBACK:
+            line.append(launch)
+            continue
+        again = next((one for one in undone.values() if one.new_version == launch.new_version), None)
+        # Back to the version that the first of them replaced, or forward to one of those that were undone.
+        behind = next((at for at, one in enumerate(line) if one.version == launch.new_version), len(line))
+        undone |= {one.id: one for one in line[behind:]}
+        del line[behind:]
+        if again is not None:
+            line.append(undone.pop(again.id))
+    return undone
 
 
 def was_rejected(launch: Launch) -> bool:
@@ -145,8 +172,10 @@ def _learning(policy: config.Retrain, moment: Moment) -> Limit:
 def _breaker(policy: config.Retrain, launches: Sequence[Launch], moment: Moment) -> Limit:
     if policy.useless_max is None:
         return Limit("breaker", False, "no retrain.useless_max")
-    row = len(useless_row(launches, moment.version))
-    words = (f"{row} of {policy.useless_max} launches in a row brought nothing (retrain.useless_max)")
+    useless = useless_row(launches, moment.version)
+    row, back = len(useless), sum(launch.state == "promoted" for launch in useless)
+    words = (f"{row} of {policy.useless_max} launches in a row brought nothing (retrain.useless_max)"
+             + (f", {back} of them promoted and rolled back" if back else ""))
     return Limit("breaker", row >= policy.useless_max, words + (
         f"; `tidemark triggers reset {moment.model}` once the cause is found" if row >= policy.useless_max else ""))
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from detectors.reference import Reference, ReferenceMismatch
 from monitor.errors import TidemarkError
 from monitor.flow import FINAL_STATES, Launch
-from monitor.retrain.challenger import ContractBroken, read_output
+from monitor.retrain.challenger import ContractBroken, read_output, roots
 from monitor.retrain.ledger import launch_id
 from monitor.retrain.promotions import (
     ROLLBACK,
@@ -53,7 +53,8 @@ class Promoted:
     previous_model_uri: str
 
 
-def promote(target: Promotion | None, launch: Launch, *, current: Reference, now: float, kept: Kept | None = None) -> Promoted:
+def promote(target: Promotion | None, launch: Launch, *, current: Reference, now: float, kept: Kept | None = None,
+            result_uris: Sequence[str] = ()) -> Promoted:
     """Put a judged launch's challenger, or the model that is rolled back to, in production.
 
     current : the reference that the monitor judges by now      now : wall-clock seconds since 1970
@@ -65,18 +66,19 @@ def promote(target: Promotion | None, launch: Launch, *, current: Reference, now
     """
     if launch.launcher != ROLLBACK and launch.verdict != "better":
         raise PromotionRefused(f"the challenger is {launch.verdict or 'not judged'}: {launch.detail}")
-    reference = checked_reference(launch, current, kept)
+    reference = checked_reference(launch, current, kept, result_uris)
     if target is None:
         raise PromotionRefused(f"the challenger is better, but retrain.promote is not configured; "
                                f"deploy {launch.model_uri} by hand and set the monitor's version and reference")
     return Promoted(reference, target.promote(launch, now))
 
 
-def checked_reference(launch: Launch, current: Reference, kept: Kept | None = None) -> Reference:
+def checked_reference(launch: Launch, current: Reference, kept: Kept | None = None,
+                      result_uris: Sequence[str] = ()) -> Reference:
     """The challenger's reference, when it can judge what the monitor reads; ChallengerUnfit otherwise."""
     who = "the earlier model cannot be judged" if launch.launcher == ROLLBACK else "the challenger is better"
     try:
-        reference = load_reference(launch.reference_uri, kept)
+        reference = load_reference(launch.reference_uri, kept, roots(launch, result_uris))
         reference.require(current.columns)
     except (ReferenceMismatch, ContractBroken) as error:
         raise _refusal(launch)(f"{who}, but its reference does not fit: {error}") from None
@@ -91,8 +93,8 @@ def _refusal(launch: Launch) -> type[PromotionRefused]:
     return PromotionRefused if launch.launcher == ROLLBACK else ChallengerUnfit
 
 
-def load_reference(uri: str, kept: Kept | None = None) -> Reference:
-    """A reference from a path or a URI, or from the state.
+def load_reference(uri: str, kept: Kept | None = None, roots: Sequence[str] = ()) -> Reference:
+    """A reference from a path or a URI below one of the folders, or from the state.
 
     Raises ReferenceMismatch or ContractBroken for what is no reference, LaunchFailed(retry=True) for one out of reach.
     """
@@ -100,7 +102,7 @@ def load_reference(uri: str, kept: Kept | None = None) -> Reference:
         if kept is None:
             raise ContractBroken(f"{uri[:20]}: expected a state that keeps references, got none; start the service")
         return kept(uri.removeprefix(KEPT))
-    content = read_output(uri, REFERENCE_BYTES_MAX)
+    content = read_output(uri, REFERENCE_BYTES_MAX, roots)
     if content is None:
         raise ContractBroken(f"{uri}: expected the new reference, got nothing; let the trainer write it")
     try:

@@ -9,6 +9,8 @@
     root_mean_squared_error   root of the mean of (answer - label)^2                   bootstrap
     r2                        1 - squared errors / squared distances from the mean     bootstrap
 
+Where `interval` is "bootstrap", every one of them gets a bootstrap (`resampled`).
+
 `SMALLER_IS_BETTER` names the errors among them; a difference is always positive where the challenger is better.
 
 Answers are numbers (float64) or classes (int64 codes with their names). Cost: one or two sorts of the events, and the
@@ -17,7 +19,9 @@ bootstrap's own. Neighbours: `holdout` reads answers, `intervals` computes, `cha
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from monitor.config_retrain import SMALLER_IS_BETTER, Metric
+from monitor.config_retrain import SMALLER_IS_BETTER, Interval, Metric
 from monitor.errors import TidemarkError
 from monitor.retrain import intervals
 from monitor.retrain.intervals import CONFIDENCE, GROUPS, Sums
+from monitor.retrain.resampled import area_sums, mean_sums, share_sums, units
 
 #: The metrics on numbers, on scores, and on classes one by one.
 NUMBERS: frozenset[str] = frozenset({"mean_absolute_error", "root_mean_squared_error", "r2"})
@@ -37,6 +42,8 @@ SCORES: frozenset[str] = frozenset({"roc_auc", "log_loss"})
 PROBABILITY_MIN = 1e-15
 CLASSES_MAX = 10_000
 
+#: Draws an interval for a difference that is a function of sums over the events.
+Draw = Callable[[Sums], tuple[float, float]]
 Values = NDArray[np.float64] | NDArray[np.int64]
 
 
@@ -75,43 +82,63 @@ class Measured(NamedTuple):
 
 
 def measured(answers: Answers, metric: Metric, *, positive_label: str | None = None, seed: int = 0,
-             confidence: float = CONFIDENCE) -> Measured:
-    """Compare both models by one metric; NotComparable where the answers do not fit it."""
+             confidence: float = CONFIDENCE, interval: Interval = "auto") -> Measured:
+    """Compare both models by one metric; NotComparable where the answers do not fit it.
+
+    interval : "bootstrap" takes a bootstrap also where there is a closed form      seed : of what is drawn
+    """
+    draw: Draw = functools.partial(intervals.bootstrap_interval, seed=seed, confidence=confidence)
+    wanted = draw if interval == "bootstrap" else None
     if metric in NUMBERS and answers.classes is not None:
         raise NotComparable(f"expected numbers for {metric}, got classes such as {answers.classes[0][:40]!r}; "
                             "or set retrain.metric to accuracy")
     if metric == "accuracy":
-        return _accuracy(answers, confidence)
+        return _accuracy(answers, confidence, wanted)
     if metric in SCORES:
-        return _of_scores(answers, metric, positive_label, confidence)
+        return _of_scores(answers, metric, positive_label, confidence, seed, wanted)
     if metric == "mean_absolute_error":
         with np.errstate(over="ignore", invalid="ignore"):      # absurd units are told by the caller, as the defect they are
             old, new = np.abs(answers.champion - answers.label), np.abs(answers.challenger - answers.label)
-            return _of_losses(old, new, "positive is the error that the challenger saves", confidence)
+            return _of_losses(old, new, "positive is the error that the challenger saves", confidence, seed, wanted)
     with np.errstate(over="ignore", invalid="ignore"):
         sums, basis = _errors(answers, metric, seed) if metric in NUMBERS else _classes(answers, metric, positive_label, seed)
         champion, challenger = sums.observed().tolist()
         if not math.isfinite(champion) or not math.isfinite(challenger):
             return Measured(champion, challenger, math.nan, -math.inf, math.inf, basis)
-        lower, upper = intervals.bootstrap_interval(sums, seed=seed, confidence=confidence)
+        lower, upper = draw(sums)
     return Measured(champion, challenger, sums.sense * (challenger - champion), lower, upper, basis)
 
 
-def _accuracy(answers: Answers, confidence: float) -> Measured:
+def _accuracy(answers: Answers, confidence: float, draw: Draw | None) -> Measured:
     old, new = answers.champion == answers.label, answers.challenger == answers.label
     gained, lost = int(np.count_nonzero(new & ~old)), int(np.count_nonzero(old & ~new))
-    lower, upper = intervals.paired_proportion_interval(gained, lost, len(answers), confidence)
+    if draw is None:
+        lower, upper = intervals.paired_proportion_interval(gained, lost, len(answers), confidence)
+    else:
+        lower, upper = draw(share_sums(gained, lost, int(np.count_nonzero(old & new)), len(answers)))
     return Measured(float(np.mean(old)), float(np.mean(new)), (gained - lost) / len(answers), lower, upper,
-                    f"right where the other was wrong: challenger {gained:,}, champion {lost:,}")
+                    f"right where the other was wrong: challenger {gained:,}, champion {lost:,}{_drawn(draw)}")
 
 
-def _of_losses(old: NDArray[np.float64], new: NDArray[np.float64], basis: str, confidence: float) -> Measured:
+def _drawn(draw: Draw | None) -> str:
+    return "; bootstrap interval" if draw else ""
+
+
+def _of_losses(old: NDArray[np.float64], new: NDArray[np.float64], basis: str, confidence: float, seed: int,
+               draw: Draw | None) -> Measured:
     """Of two losses per event, of which the mean is the quality."""
-    lower, upper = intervals.paired_mean_interval(old - new, confidence)
-    return Measured(float(np.mean(old)), float(np.mean(new)), float(np.mean(old) - np.mean(new)), lower, upper, basis)
+    means = float(np.mean(old)), float(np.mean(new))
+    if draw is None:
+        lower, upper = intervals.paired_mean_interval(old - new, confidence)
+    elif not all(map(math.isfinite, means)):
+        lower, upper = -math.inf, math.inf          # the caller tells it as the defect that it is
+    else:
+        lower, upper = draw(mean_sums(old, new, seed))
+    return Measured(*means, means[0] - means[1], lower, upper, f"{basis}{_drawn(draw)}")
 
 
-def _of_scores(answers: Answers, metric: Metric, positive_label: str | None, confidence: float) -> Measured:
+def _of_scores(answers: Answers, metric: Metric, positive_label: str | None, confidence: float, seed: int,
+               draw: Draw | None) -> Measured:
     """roc_auc and log_loss: two classes, and a score for the positive one."""
     champion, challenger = answers.champion_score, answers.challenger_score
     if champion is None or challenger is None:
@@ -129,13 +156,15 @@ def _of_scores(answers: Answers, metric: Metric, positive_label: str | None, con
                             "or mend retrain.positive_label")
     if metric == "roc_auc":
         old, new, lower, upper = intervals.auc_difference(positive, champion, challenger, confidence)
-        return Measured(old, new, new - old, lower, upper, f"{int(positive.sum()):,} of them are positive")
+        if draw is not None:
+            lower, upper = draw(area_sums(positive, champion, challenger, seed))
+        return Measured(old, new, new - old, lower, upper, f"{int(positive.sum()):,} of them are positive{_drawn(draw)}")
     for name, score in (("champion_score", champion), ("challenger_score", challenger)):
         if score.min() < 0 or score.max() > 1:
             raise NotComparable(f"column {name}: expected probabilities of the positive class from 0 to 1 for log_loss, got "
                                 f"{score.min():.6g} to {score.max():.6g}; write probabilities, or set retrain.metric to roc_auc")
     losses = [-np.log(np.maximum(np.where(positive, score, 1 - score), PROBABILITY_MIN)) for score in (champion, challenger)]
-    return _of_losses(losses[0], losses[1], f"{int(positive.sum()):,} of them are positive", confidence)
+    return _of_losses(losses[0], losses[1], f"{int(positive.sum()):,} of them are positive", confidence, seed, draw)
 
 
 def _positive(answers: Answers, said: str | None, metric: Metric) -> float | int:
@@ -192,13 +221,6 @@ def _errors(answers: Answers, metric: Metric, seed: int) -> tuple[Sums, str]:
     sums = Sums(sparse.csr_array(parts), np.ones(len(parts), np.int64), r2 if metric == "r2" else root_mean_squared_error,
                 -1 if metric in SMALLER_IS_BETTER else 1)
     return sums, f"bootstrap over {len(parts):,} {'events' if len(answers) <= GROUPS else 'groups of events'}"
-
-
-def units(events: int, seed: int) -> NDArray[np.int64]:
-    """The unit of each event: one of its own, or of more than GROUPS events a random group, all of one size (up to one)."""
-    if events <= GROUPS:
-        return np.arange(events)
-    return np.random.default_rng([seed, events]).permutation(events) * GROUPS // events
 
 
 def _classes(answers: Answers, metric: Metric, positive_label: str | None, seed: int) -> tuple[Sums, str]:

@@ -27,7 +27,8 @@ from monitor import config
 from monitor.errors import LaunchFailed
 from monitor.flow import Launch
 from monitor.retrain.challenger import Verdict, compare, seed_of
-from monitor.retrain.holdout import ContractBroken, answers_of
+from monitor.retrain.holdout import answers_of
+from monitor.retrain.outputs import ContractBroken
 from monitor.retrain.promotions import PromotionWaits
 from monitor.retrain.quality_metrics import NotComparable
 
@@ -148,6 +149,7 @@ class Shadows:
                                  where=f"captured events (columns {columns.label}, {columns.champion}, {columns.challenger})")
             return compare(answers, metric=policy.metric, events_min=policy.shadow.events_min, seed=seed_of(launch),
                            min_improvement=policy.min_improvement, positive_label=policy.positive_label,
+                           interval=policy.metric_interval,
                            confidence=1 - MISSES / ((look + 1) * (look + 2)), setting="retrain.shadow.events_min")
         except (ContractBroken, NotComparable) as error:
             return Verdict(policy.metric, None, None, None, None, None, table.num_rows, "not yet known", str(error))

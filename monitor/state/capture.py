@@ -10,19 +10,22 @@ rows. A file grows by being replaced as a whole until its span is full, and the 
 crash left beyond them is cut off at start.
 
 Invariant: the rows that count in the files and the pending rows together are exactly the counted events, each once (with
-`share` below 1: those whose hash of the offset is below it). A storage that cannot be reached stops nothing: rows go on
-waiting, up to `PENDING_BYTES_MAX` x 4, beyond which the oldest of them are dropped, counted and told.
+`share` below 1: those whose hash of the offset is below it). A storage that is slow holds the loop, and so the intake. One
+that cannot be reached stops nothing: rows go on waiting, up to `waiting_max` bytes, beyond which the oldest of them are
+dropped, counted (`tidemark_capture_dropped_total`) and told.
 
 Columns: every watched column and label by its own name, `timestamp` in milliseconds, and `id`: the schema's, else the
-event's place as topic:partition:offset. Memory: pending rows, at most 4 x `PENDING_BYTES_MAX`, and while writing some
-files. Neighbours: `panes.kept` brings the rows, `place` reads and writes, `store` names the files, a launch takes a
-`snapshot`. This module and `place` are the ones of the stage that know pyarrow.
+event's place as topic:partition:offset. Memory: pending rows, at most `waiting_max` bytes, and while writing as much again
+and `WRITERS` files of about `FILE_BYTES`. Neighbours: `panes.kept` brings the rows, `captured_rows` makes tables of them,
+`place` reads and writes, `store` names the files, a launch takes a `snapshot`. These three are the ones of the stage that
+know pyarrow.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,8 +40,8 @@ from numpy.typing import NDArray
 
 from monitor.errors import ConfigError
 from monitor.flow import Clock, Rows
+from monitor.state.captured_rows import OFFSET, PARTITION, Pending, labelled, packed, since, table_of, unpacked
 from monitor.state.place import Place, filesystem, read_text
-from monitor.state.sample import keys_of
 from monitor.state.store import Captured, CaptureStep
 
 __all__ = ["Capture", "filesystem", "read_text"]
@@ -48,8 +51,12 @@ log = logging.getLogger("tidemark")
 DAY_MS = 86_400_000
 #: Rows that a file holds when its span is full: a twentieth of what is kept, so that dropping the oldest file is no large step.
 FILE_ROWS_MIN, FILE_ROWS_MAX = 1_000, 50_000
-#: Pending rows go to files when they are so many: 64 MiB is a second of writing, and eight numbers a row 20 bytes each.
-PENDING_ROWS_MAX, PENDING_BYTES_MAX = 200_000, 64 << 20
+#: Bytes of a file's rows in memory, about: a file grows by being read and written whole, and WRITERS of them at a time.
+FILE_BYTES, VALUE_BYTES = 16 << 20, 16
+#: Pending rows go to files when they are so many, or take a quarter of what may wait.
+PENDING_ROWS_MAX = 200_000
+#: Bytes of pending rows without a storage, where nobody says another bound.
+WAITING_BYTES_MAX = 256 << 20
 #: After a storage error, the next try comes so much later.
 AGAIN_SECONDS = 30.0
 #: Files of one model; events from thousands of days would else make thousands of tiny ones. The oldest go.
@@ -58,26 +65,7 @@ FILES_MAX = 5_000
 LAUNCH_DAYS = 30.0
 #: Uploads at a time.
 WRITERS = 8
-#: Where a pending row stands in its topic; beside the columns in the store, and in no file.
-_PARTITION, _OFFSET, _TOPIC = "tidemark:partition", "tidemark:offset", b"tidemark.topic"
 _NAME = re.compile(r".*/(?P<topic>[^/]+)-(?P<partition>\d+)-(?P<first>\d+)-(?P<end>\d+)\.parquet")
-
-
-@dataclass(slots=True)
-class Pending:
-    """Rows that wait for their file: a table with their places, under a number in the store."""
-
-    number: int
-    table: pa.Table
-    bytes: int = field(init=False)                  # counted once: it is asked for at every checkpoint, of all that wait
-
-    def __post_init__(self) -> None:
-        self.bytes = self.table.nbytes
-
-    @property
-    def topic(self) -> str:
-        """The topic that they came from."""
-        return str((self.table.schema.metadata or {}).get(_TOPIC, b"").decode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +96,7 @@ class Capture:
     events_max, days_max : how many events, and events of how many days, are kept; the newest ones, in whole files
     share  : of the events, chosen by a hash of their offset: reading again chooses the same
     seconds : rows wait for their file no longer than that
+    waiting_max : bytes of rows that wait at most; at a quarter of it they go to files
     """
 
     model: str
@@ -119,7 +108,9 @@ class Capture:
     days_max: float | None = None
     seconds: float = 300.0
     file_rows: int = 0                              # 0: a twentieth of `events_max`, within bounds
+    waiting_max: int = WAITING_BYTES_MAX
     clock: Clock = time.time
+    elapsed: Clock | None = None                    # what waiting is measured by; the clock where none is given
     files: list[Captured] = field(default_factory=list)
     dropped: int = 0                                # rows that no storage could be found for, since the start
     _pending: list[Pending] = field(default_factory=list)
@@ -127,13 +118,16 @@ class Capture:
     _gone: list[Captured] = field(default_factory=list)     # files that somebody else removed
     _is_ahead: bool = False                         # files may hold rows that wait, too: a write of some of them failed
     _number: int = 0
-    _since: float | None = None                     # clock at the first pending row
-    _again_at: float = 0.0
+    _since: float | None = None                     # when the first pending row came
+    _again_at: float = -math.inf
+    _waits: Clock = field(init=False)
     _place: Place = field(init=False)
 
     def __post_init__(self) -> None:
+        self._waits = self.elapsed or self.clock
         self._place = Place(self.uri)
-        self.file_rows = self.file_rows or min(max(self.events_max // 20, FILE_ROWS_MIN), FILE_ROWS_MAX)
+        most = max(FILE_ROWS_MIN, min(FILE_ROWS_MAX, FILE_BYTES // (VALUE_BYTES * max(1, len(self.names)))))
+        self.file_rows = self.file_rows or min(max(self.events_max // 20, FILE_ROWS_MIN), most)
         try:
             self._place.make(self._folder)
         except OSError as error:
@@ -159,9 +153,9 @@ class Capture:
         if self._gone:
             log.warning("Captured files are gone; their events are forgotten.", extra={
                 "model": self.model, "files": len(self._gone), "events": sum(captured.rows for captured in self._gone)})
-        self._pending = [Pending(number, _unpacked(blob)) for number, blob in pending]
+        self._pending = [Pending(number, unpacked(blob)) for number, blob in pending]
         self._number = max((waiting.number for waiting in self._pending), default=0)
-        self._since = self.clock() if self._pending else None
+        self._since = self._waits() if self._pending else None
         unnamed = sorted(set(found) - {captured.file for captured in files})
         if unnamed and not (files or self._pending):
             log.warning("Captured events of another state found; they are left as they are.", extra={
@@ -191,23 +185,23 @@ class Capture:
         """
         step = CaptureStep(self.model, removed=self._gone)
         self._gone = []
-        tables = [table for table in map(self._table, self._rows) if table.num_rows]
+        tables = [table for rows in self._rows if (table := table_of(rows, self.names, self.share)).num_rows]
         self._rows = []
         if tables:
             self._number += 1
             self._pending.append(Pending(self._number, pa.concat_tables(tables).combine_chunks()))
-            self._since = self.clock() if self._since is None else self._since
-        if self._pending and (whole or self._is_due()) and self.clock() >= self._again_at:
+            self._since = self._waits() if self._since is None else self._since
+        if self._pending and (whole or self._is_due()) and self._waits() >= self._again_at:
             try:
                 self._to_files(step)
             except OSError as error:
                 self._is_ahead = True
-                self._again_at = self.clock() + AGAIN_SECONDS
+                self._again_at = self._waits() + AGAIN_SECONDS
                 log.error("Captured events not written; they wait in the state.", extra={
                     "model": self.model, "uri": self.uri, "events": self.waiting, "error": " ".join(str(error).split())[:200]})
         self._drop_excess(step)
         if self._pending and self._pending[-1].number == self._number and tables:
-            step.pending = (self._number, _packed(self._pending[-1].table))
+            step.pending = (self._number, packed(self._pending[-1].table))
         return step
 
     def forget(self, removed: Iterable[Captured]) -> None:
@@ -226,6 +220,11 @@ class Capture:
         return sum(waiting.table.num_rows for waiting in self._pending)
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the rows that wait for their file."""
+        return sum(waiting.bytes for waiting in self._pending)
+
+    @property
     def newest_time(self) -> int:
         """The latest event time that was captured, in milliseconds; -1 before the first."""
         pending = [int(pc.max(waiting.table["timestamp"]).as_py()) for waiting in self._pending]
@@ -238,14 +237,14 @@ class Capture:
             if captured.first_time >= since_ms:
                 count += captured.labelled
             elif captured.last_time >= since_ms:
-                count += self._labelled(self._since_time(captured, since_ms, self.labels))
-        return count + sum(self._labelled(_from(waiting.table, since_ms)) for waiting in self._pending)
+                count += labelled(self._since_time(captured, since_ms, self.labels), self.labels)
+        return count + sum(labelled(since(waiting.table, since_ms), self.labels) for waiting in self._pending)
 
     def events_since(self, since_ms: int, names: Sequence[str]) -> pa.Table:
         """Some columns of the captured events from an event time on, and `timestamp` and `id`; in no order."""
         wanted = [*dict.fromkeys([*names, "id", "timestamp"])]
         parts = [self._since_time(captured, since_ms, wanted) for captured in self.files if captured.last_time >= since_ms]
-        parts += [_from(waiting.table, since_ms).select(wanted) for waiting in self._pending
+        parts += [since(waiting.table, since_ms).select(wanted) for waiting in self._pending
                   if set(wanted) <= set(waiting.table.column_names)]
         return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({name: [] for name in wanted})
 
@@ -271,7 +270,7 @@ class Capture:
             else:
                 self._place.same(source, target)
         if self._pending:
-            tables = [waiting.table.drop_columns([_PARTITION, _OFFSET]) for waiting in self._pending]
+            tables = [waiting.table.drop_columns([PARTITION, OFFSET]) for waiting in self._pending]
             self._place.write(waiting, pa.concat_tables(tables, promote_options="permissive"))
         return self._place.outside(folder)
 
@@ -299,11 +298,8 @@ class Capture:
     # -- files -----------------------------------------------------------------------------------------------------------
 
     def _is_due(self) -> bool:
-        return (self.clock() - (self._since or 0.0) >= self.seconds or self.waiting >= PENDING_ROWS_MAX
-                or self._bytes() >= PENDING_BYTES_MAX)
-
-    def _bytes(self) -> int:
-        return sum(waiting.bytes for waiting in self._pending)
+        return (self._waits() - (self._since or 0.0) >= self.seconds or self.waiting >= PENDING_ROWS_MAX
+                or self.waiting_bytes >= self.waiting_max // 4)
 
     def _to_files(self, step: CaptureStep) -> None:
         """Every pending row into its file; `step` and `files` are changed when all of them are written."""
@@ -324,13 +320,13 @@ class Capture:
 
     def _parted(self, topic: str, table: pa.Table, files: Mapping[str, Captured]) -> list[Part]:
         """The rows of each file, by partition, span and day, in the order of their offsets."""
-        partitions, offsets = table[_PARTITION].to_numpy(), table[_OFFSET].to_numpy()
+        partitions, offsets = table[PARTITION].to_numpy(), table[OFFSET].to_numpy()
         days = table["timestamp"].to_numpy() // DAY_MS
         firsts, ends = self._spans(topic, partitions, offsets, files)
         order = np.lexsort((offsets, days, firsts, partitions))
         keys = np.stack([partitions, firsts, days])[:, order]
         cuts = np.flatnonzero(np.any(keys[:, 1:] != keys[:, :-1], axis=0)) + 1
-        plain = table.drop_columns([_PARTITION, _OFFSET])
+        plain = table.drop_columns([PARTITION, OFFSET])
         parts = []
         for rows in np.split(order, cuts):          # turns: files, usually one per partition
             at = rows[0]
@@ -374,7 +370,7 @@ class Capture:
         table = table.combine_chunks()              # the same rows are the same bytes, however they came together
         times = table["timestamp"].to_numpy()
         self._place.write(part.name, table)
-        return Captured(self.model, part.name, table.num_rows, int(times.min()), int(times.max()), self._labelled(table))
+        return Captured(self.model, part.name, table.num_rows, int(times.min()), int(times.max()), labelled(table, self.labels))
 
     def _retained(self, files: list[Captured]) -> tuple[list[Captured], list[Captured]]:
         """(what is kept, what goes), both by rising last event time."""
@@ -389,60 +385,18 @@ class Capture:
 
     def _drop_excess(self, step: CaptureStep) -> None:
         """Without a storage for long, the oldest waiting rows are dropped: monitoring goes on in bounded memory."""
-        while self._bytes() > 4 * PENDING_BYTES_MAX:
+        while self.waiting_bytes > self.waiting_max:
             gone = self._pending.pop(0)
             self.dropped += gone.table.num_rows
             step.done.append(gone.number)
             log.error("Captured events dropped: their storage cannot be written for too long.", extra={
                 "model": self.model, "uri": self.uri, "events": gone.table.num_rows, "in_all": self.dropped})
 
-    # -- rows ------------------------------------------------------------------------------------------------------------
-
     def _since_time(self, captured: Captured, since_ms: int, names: Sequence[str]) -> pa.Table:
         table = self._place.read(captured.file, [*dict.fromkeys([*names, "timestamp"])])
         if table is None:
             return pa.table({name: pa.array([], pa.null()) for name in [*dict.fromkeys([*names, "timestamp"])]})
-        return _from(table.slice(0, captured.rows), since_ms)
-
-    def _table(self, rows: Rows) -> pa.Table:
-        merged = {**rows.columns, **rows.others}
-        arrays: dict[str, pa.Array] = {}
-        for name in self.names:
-            values = merged.get(name)
-            if isinstance(values, np.ndarray):
-                arrays[name] = _numbers(values)
-            else:
-                arrays[name] = pa.array(values if values is not None else [None] * len(rows), pa.string())
-        if "id" not in arrays:
-            place = f"{rows.topic}:{rows.partition}:"
-            arrays["id"] = pa.array([f"{place}{offset}" for offset in rows.offsets.tolist()], pa.string())
-        arrays["timestamp"] = pa.array(rows.times, pa.int64())
-        arrays[_PARTITION] = pa.array(np.full(len(rows), rows.partition, np.int64))
-        arrays[_OFFSET] = pa.array(rows.offsets, pa.int64())
-        table = pa.table(arrays, metadata={_TOPIC: rows.topic})
-        if self.share < 1:
-            keys = keys_of(rows.topic, rows.partition, rows.offsets)
-            table = table.filter(pa.array(keys < np.uint64(self.share * 2.0**64)))
-        return table
-
-    def _labelled(self, table: pa.Table) -> int:
-        present = np.ones(table.num_rows, bool)
-        for name in self.labels:
-            present &= table.column(name).is_valid().to_numpy()
-        return int(present.sum())
-
-
-def _from(table: pa.Table, since_ms: int) -> pa.Table:
-    return table.filter(pc.greater_equal(table["timestamp"], since_ms))
-
-
-def _numbers(values: NDArray[np.float64]) -> pa.Array:
-    """Numbers, or vectors as lists of one length; NaN, or a vector of NaN throughout, is missing."""
-    if values.ndim == 1:
-        return pa.array(values, pa.float64(), from_pandas=True)
-    missing = np.isnan(values).all(axis=1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1], mask=pa.array(missing))
-
+        return since(table.slice(0, captured.rows), since_ms)
 
 def _series(file: str) -> tuple[str, int]:
     """The partition that a file is of, and its first offset."""
@@ -458,15 +412,3 @@ def _flat(file: str) -> str:
     """
     *_, day, name = file.split("/")
     return f"{day.removeprefix('day=')}-{name}"
-
-
-def _packed(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _unpacked(blob: bytes) -> pa.Table:
-    with pa.ipc.open_stream(blob) as reader:
-        return reader.read_all()

@@ -30,10 +30,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from detectors.coded import Coded
 from detectors.profile import Profile
 from detectors.reference import Reference
 from monitor.flow import Batch, Clock, Columns, Refusal, Rows, Sample, TopicPartition, Window
@@ -327,8 +329,11 @@ def _joined(parts: Sequence[Columns]) -> Columns:
     """The columns of several parts, one behind the other."""
     if len(parts) == 1:
         return parts[0]
-    return {
-        name: np.concatenate([part[name] for part in parts]) if isinstance(values, np.ndarray)
-        else list(chain.from_iterable(part[name] for part in parts))
-        for name, values in parts[0].items()
-    }
+    return {name: _one_behind_the_other([part[name] for part in parts]) for name in parts[0]}
+
+
+def _one_behind_the_other(values: Sequence[Any]) -> Any:
+    """One column's values in several parts."""
+    if all(isinstance(one, Coded) for one in values):
+        return Coded.join(values)
+    return np.concatenate(values) if isinstance(values[0], np.ndarray) else list(chain.from_iterable(values))

@@ -66,11 +66,16 @@ class Place:
             pq.write_table(table, path, filesystem=self._fs, compression="zstd")
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.tmp", "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())                 # the transaction that names it must not outlive it
-        os.replace(f"{path}.tmp", path)
+        try:
+            with open(f"{path}.tmp", "wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())             # the transaction that names it must not outlive it
+            os.replace(f"{path}.tmp", path)
+        except OSError:
+            with contextlib.suppress(OSError):      # half a file takes room that a full disk does not have
+                os.unlink(f"{path}.tmp")
+            raise
 
     def read(self, name: str, columns: list[str] | None = None) -> pa.Table | None:
         """The table of a file, or some of its columns; None where it is gone or damaged, which is logged."""

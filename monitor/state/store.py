@@ -12,80 +12,79 @@ A checkpoint, in this order:
   5. whoever asked for something is told that it is done
 
 One process holds a state file, by a lock that the system takes away when the process dies. The file carries a format
-number; another format, a damaged file or a state that belongs to another reference is refused with what to do.
+number and a seal over its rows; it is inspected before anything is written to it. A newer format, a damaged file, one that
+something else wrote to, or a state that belongs to another reference is refused with what to do; an older format is
+migrated in one transaction. A new file appears whole, by a rename: an empty one is damage, never a beginning.
 
 Cost: one upsert per pane that changed (its counts compressed, 0.5-3 kB for 20 columns; where rows are sampled, up to 30 kB
 more for 200 rows) and one commit, 1-5 ms; at most one a second while nothing is decided.
-Neighbours: `panes` is what is written, `pipeline` says when.
+Neighbours: `panes` is what is written, `seal` guards the file, `pipeline` says when.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import msgspec
 
 from detectors.profile import Profile
 from detectors.reference import Reference
-from monitor.errors import CheckpointRefused, StateInUse
+from monitor.errors import CheckpointFailed, CheckpointRefused, StateInUse
 from monitor.flow import Sample
 from monitor.state.notes import Notes
 from monitor.state.panes import NO_PANE, SEGMENT, Position, Stream
 from monitor.state.sample import from_bytes, in_time_order, to_bytes
+from monitor.state.seal import Seal, connect, inspect
 
-FORMAT = 1
+_Stored = TypeVar("_Stored")
+
+#: 1: no seal, and in the beginning no samples, audit or captured_rows      2: sealed
+FORMATS = (1, 2)
 #: Decided panes that stay in the file, for `explain` and for looking back: a week of minutes.
 KEPT_PANES = 10_080
 KEPT_ALARMS = 1_000
 #: Lines of the audit trail per model: at one an hour, more than a year.
 KEPT_AUDIT = 10_000
 
+#: Each is made where it is absent: a state that was begun without it goes on.
 _TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE refs (digest TEXT PRIMARY KEY, document TEXT NOT NULL);
-CREATE TABLE streams (
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS refs (digest TEXT PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS streams (
     model TEXT PRIMARY KEY, version TEXT NOT NULL, digest TEXT NOT NULL, topic TEXT NOT NULL,
     configured_version TEXT NOT NULL, configured_digest TEXT NOT NULL,
     counters TEXT NOT NULL, policy TEXT NOT NULL);
-CREATE TABLE positions (
+CREATE TABLE IF NOT EXISTS positions (
     model TEXT, topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, clock INTEGER NOT NULL,
     PRIMARY KEY (model, topic, partition));
-CREATE TABLE panes (
+CREATE TABLE IF NOT EXISTS panes (
     model TEXT, version TEXT, segment TEXT, pane INTEGER, pane_ms INTEGER NOT NULL, events INTEGER NOT NULL,
     decided INTEGER NOT NULL, profile BLOB NOT NULL,
     PRIMARY KEY (model, version, segment, pane)) WITHOUT ROWID;
-CREATE TABLE alarms (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
-CREATE TABLE decisions (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
-CREATE TABLE launches (id TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL);
-CREATE TABLE captures (
+CREATE TABLE IF NOT EXISTS alarms (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS decisions (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS launches (id TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS captures (
     model TEXT, file TEXT, rows INTEGER NOT NULL, first_time INTEGER NOT NULL, last_time INTEGER NOT NULL,
     labelled INTEGER NOT NULL, PRIMARY KEY (model, file));
-CREATE TABLE cutovers (
+CREATE TABLE IF NOT EXISTS cutovers (
     model TEXT, version TEXT, previous TEXT, topic TEXT, partition INTEGER, next_offset INTEGER, at REAL, reason TEXT,
     PRIMARY KEY (model, version, topic, partition));
-"""
-#: Made where it is absent, too: a state that was begun without it goes on.
-_SAMPLES = """
 CREATE TABLE IF NOT EXISTS samples (
     model TEXT, version TEXT, segment TEXT, pane INTEGER, document BLOB NOT NULL,
-    PRIMARY KEY (model, version, segment, pane)) WITHOUT ROWID
-"""
-
-_AUDIT = """
-CREATE TABLE IF NOT EXISTS audit (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL)
-"""
-
-
-_CAPTURED_ROWS = """
+    PRIMARY KEY (model, version, segment, pane)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS audit (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS captured_rows (
-    model TEXT, number INTEGER, document BLOB NOT NULL, PRIMARY KEY (model, number)) WITHOUT ROWID
+    model TEXT, number INTEGER, document BLOB NOT NULL, PRIMARY KEY (model, number)) WITHOUT ROWID;
 """
 
 
@@ -139,29 +138,31 @@ class Store:
             if read_only:
                 if not self.path.is_file():
                     raise CheckpointRefused(f"{path}: expected a state file, got none; is `service.state` the running service's?")
-                self._db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
-                self._open_format()
+                inspect(self.path, FORMATS)
+                self._db = connect(self.path, read_only=True)
                 return
             if str(path) != ":memory:":
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
-            self._db = sqlite3.connect(str(path), isolation_level=None, check_same_thread=False, timeout=5.0)
+                if self.path.exists():
+                    inspect(self.path, FORMATS)
+                else:
+                    self._create()
+            self._db = connect(path)
+            self._seal = Seal(self._db)
             self._db.execute("PRAGMA journal_mode=WAL")
             # FULL: a commit that returned survives a power cut, not only a crash of the process.
             self._db.execute("PRAGMA synchronous=FULL")
-            self._open_format()
-            self._db.execute(_SAMPLES)
-            self._db.execute(_CAPTURED_ROWS)
-            self._db.execute(_AUDIT)
-        except sqlite3.DatabaseError as error:
-            self.close()
-            raise CheckpointRefused(
-                f"{self.path}: expected a readable, writable state file, got {error}; "
-                "restore it from a copy, or move it away to start counting anew"
-            ) from None
+            self._migrate()
+            self._seal.watch()
         except OSError as error:
             self.close()
-            raise CheckpointRefused(f"{self.path}: cannot be opened: {error.strerror}; check the folder's rights") from None
+            kind = CheckpointFailed if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else CheckpointRefused
+            raise kind(f"{self.path}: expected a state file that can be opened and written, got: {error.strerror}; "
+                       "check the folder's rights and room") from None
+        except CheckpointRefused:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the file back."""
@@ -173,20 +174,19 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing; a full disk or a lost file ends the process with one clear line."""
+        """All of it or nothing; a full disk or a lost file ends the process with one clear line (CheckpointFailed)."""
+        committed = False
+        self._db.execute("BEGIN IMMEDIATE")
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
+            yield self._db
+            self._seal.write()
             self._db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise CheckpointRefused(
-                f"{self.path}: the checkpoint could not be written: {error}; nothing of it was kept, "
-                "make room or mend the rights and start again"
-            ) from None
+            committed = True
+        finally:
+            if not committed and self._db.in_transaction:       # a full disk has ended it already
+                with suppress(CheckpointRefused):               # the first failure is the one to tell
+                    self._db.execute("ROLLBACK")
+            self._seal.settle(committed=committed)
 
     # -- streams -------------------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class Store:
         row = self._db.execute("SELECT counters FROM streams WHERE model = ?", (stream.model,)).fetchone()
         if row is None:
             return
-        counters = msgspec.json.decode(row[0], type=Counters)
+        counters = stored(row[0], Counters)
         stream.last_decided, stream.origin = counters.last_decided, counters.origin
         stream.decided_panes, stream.decided_events = counters.decided_panes, counters.decided_events
         stream.late, stream.outcomes = counters.late, Counter(counters.outcomes)
@@ -251,7 +251,7 @@ class Store:
     def decided_panes(self, model: str) -> tuple[str, int]:
         """The version that a model is counted under now, and how many panes were decided under it, kept or not."""
         row = self._db.execute("SELECT version, counters FROM streams WHERE model = ?", (model,)).fetchone()
-        return ("", 0) if row is None else (row[0], msgspec.json.decode(row[1], type=Counters).decided_panes)
+        return ("", 0) if row is None else (row[0], stored(row[1], Counters).decided_panes)
 
     def kept(self, model: str) -> Iterator[tuple[str, int, int, Profile]]:
         """(version, pane length in ms, pane, counts) of every decided pane in the file, one version after the other.
@@ -455,24 +455,53 @@ class Store:
                 "stop that process or give this one its own service.state"
             ) from None
 
-    def _open_format(self) -> None:
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables:
-            with self.transaction() as db:
-                for statement in _TABLES.split(";"):
-                    if statement.strip():
-                        db.execute(statement)
-                db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+    def _create(self) -> None:
+        """Make the file beside its place and move it there whole, so that half a beginning is never found."""
+        for left in ("-wal", "-journal"):
+            if Path(f"{self.path}{left}").exists():
+                raise CheckpointRefused(
+                    f"{self.path}: expected the state file beside its {left}, got none; restore it from a copy together with "
+                    f"that file, or move {self.path.name}{left} away to start counting anew")
+        new = Path(f"{self.path}.new")
+        for left in ("", "-wal", "-shm", "-journal"):
+            Path(f"{new}{left}").unlink(missing_ok=True)
+        # Events and references are in it; SQLite gives its further files the same mode.
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        self._db = connect(new)
+        self._seal = Seal(self._db)
+        try:
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._migrate()
+        finally:
+            self._db.close()
+        os.replace(new, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _migrate(self) -> None:
+        """From any format to the newest: one transaction, so a kill leaves the file as it was or as it is to be."""
+        before = dict(self._db.execute("SELECT name, sql FROM sqlite_master"))
+        known = "meta" in before and self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+        statements = [statement for text in _TABLES.split(";") if (statement := text.strip())]
+        if known == (str(FORMATS[-1]),) and all(statement.split()[5] in before for statement in statements):
             return
-        check = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if check != "ok":
-            raise sqlite3.DatabaseError(f"damage: {check}")
-        row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-        if row is None or row[0] != str(FORMAT):
-            raise CheckpointRefused(
-                f"{self.path}: expected state format {FORMAT}, got {row[0] if row else 'none'}; "
-                "use the tidemark version that wrote it, or move the file away to start counting anew"
-            )
+        with self.transaction() as db:
+            for statement in statements:
+                db.execute(statement)
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('format', ?)", (str(FORMATS[-1]),))
+            self._seal.begin()
+
+
+def stored(document: str | bytes, kind: type[_Stored]) -> _Stored:
+    """A stored JSON document as what it was; damage is refused."""
+    try:
+        return msgspec.json.decode(document, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise CheckpointRefused(f"stored {kind.__name__}: expected its fields, got damage ({str(error)[:200]}); "
+                                "restore the state file from a copy") from None
 
 
 def unpacked(blob: bytes) -> Profile:

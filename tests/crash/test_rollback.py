@@ -28,6 +28,7 @@ from monitor.ingest.source import MemorySource, records
 from monitor.pipeline import Stages
 from monitor.retrain.ledger import launch_from_json
 from monitor.service import build
+from monitor.state.seal import reseal
 from monitor.state.store import Store
 from tests.crash import world
 
@@ -225,6 +226,7 @@ def test_a_version_that_comes_back_goes_on_numbering_its_episodes_and_leaves_its
         (pane,) = db.execute(f"SELECT pane FROM panes {left}").fetchone()
         db.execute(f"UPDATE panes SET decided = 0 {left}")
     db.close()
+    reseal(life.folder / "state.db")
     life.run()
     assert life.rows(f"SELECT decided FROM panes WHERE version = '1' AND pane = {pane}") == [(2,)]
     alarms = [json.loads(text) for (text,) in life.rows("SELECT document FROM alarms ORDER BY seq")]

@@ -12,8 +12,11 @@ import yaml
 
 from monitor import config
 from monitor.flow import Launch
+from monitor.ingest import connection, outage
+from monitor.retrain.launchers import kubernetes_client
 from monitor.retrain.launchers.kubernetes import KubernetesJobs
 from tests.conftest import missing, wait_until
+from tests.integration.reading import TRANSPORTS
 from tests.k8s.control_plane import ControlPlane, definitions, why_not
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -71,6 +74,12 @@ def training(cluster: ControlPlane) -> Iterator[str]:
     wait_until(lambda: not cluster.request("GET", f"/api/v1/namespaces/{namespace}/pods")["items"], 30, "the pods' removal")
 
 
+@pytest.fixture(autouse=True)
+def rights_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal for want of a right is one for good at once: the server of these tests has read its roles."""
+    monkeypatch.setattr(kubernetes_client, "FORBIDDEN_SECONDS", 0.0)
+
+
 @pytest.fixture
 def may(cluster: ControlPlane, training: str) -> Callable[[str], None]:
     """Gives the ServiceAccount tidemark the further rights of one file of deploy/kubernetes/training/kinds."""
@@ -98,3 +107,25 @@ def launch() -> Launch:
     """A launch with an id of its own."""
     return Launch(id=f"{next(_numbers):012x}", model="employment", version="7", episode=1, launcher="kubernetes",
                   state="approved", reason="{}", steps=(), data_uri="s3://t/events", output_uri="s3://t/out")
+
+
+@pytest.fixture(params=list(TRANSPORTS))
+def opened(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Opens sources of each transport (`opened(kafka, topics)`), which are closed with the test."""
+    sources: list[Any] = []
+
+    def make(*args: Any, **options: Any) -> Any:
+        sources.append(TRANSPORTS[request.param](*args, **options))
+        return sources[-1]
+
+    yield make
+    for source in sources:
+        source.close()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources that look for new partitions every second, wait two for an answer and half of one before they complain."""
+    monkeypatch.setattr(connection, "METADATA_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 2.0)
+    monkeypatch.setattr(outage, "GRACE_SECONDS", 0.5)

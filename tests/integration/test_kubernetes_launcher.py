@@ -17,6 +17,7 @@ import yaml
 from monitor import config
 from monitor.errors import LaunchFailed
 from monitor.flow import JobStatus, Launch
+from monitor.retrain.launchers import kubernetes_client
 from monitor.retrain.launchers.kubernetes import KubernetesJobs
 from monitor.retrain.launchers.kubernetes_job import job_manifest
 from monitor.retrain.launchers.kubernetes_pod import LAUNCH_LABEL, job_name
@@ -203,6 +204,23 @@ def test_a_missing_right_is_named_with_what_to_apply(
     assert (str(error), error.retry) == (wanted, False)
 
 
+def test_a_missing_right_is_believed_when_it_is_still_missing_after_a_minute(
+        cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """An API server that has just come up refuses everybody until it has read its roles; see test_kubernetes_outbox."""
+    monkeypatch.setattr(kubernetes_client, "FORBIDDEN_SECONDS", 60.0)
+    now = [1_000.0]
+    monkeypatch.setattr(kubernetes_client.time, "monotonic", lambda: now[0])
+    elsewhere = launcher(namespace="nowhere")
+    refusals = []
+    for seconds in (0.0, 59.0, 60.0):
+        now[0] = 1_000.0 + seconds
+        with pytest.raises(LaunchFailed, match="may not create jobs in namespace nowhere") as refused:
+            elsewhere.start(launch)
+        refusals.append(refused.value.retry)
+    assert refusals == [True, True, False]
+
+
 def test_without_the_right_to_list_pods_the_status_is_still_right(
         cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
     role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{training}/roles/tidemark-launcher"
@@ -219,6 +237,27 @@ def test_without_the_right_to_list_pods_the_status_is_still_right(
             assert until(jobs, launch, "running") == JobStatus("running")
             play(cluster, training, "Succeeded", exit_code=0)
             until(jobs, launch, "succeeded")
+
+
+def test_a_log_that_may_not_be_read_or_cannot_be_had_takes_nothing_from_the_status(
+        cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], may: Callable[[str], None],
+        launch: Launch) -> None:
+    """Under the base Role the log is forbidden; with logs.yaml it is allowed, and there is no kubelet that has one."""
+    jobs = launcher()
+    with cluster.node("gpu", gpus=1):
+        jobs.start(launch)
+        node_of(cluster, training)
+        play(cluster, training, "Running")
+        assert until(jobs, launch, "running") == JobStatus("running")
+        assert set(jobs._logs._allowed_at) == {training}
+        may("logs")
+
+        def is_allowed() -> bool:
+            again = launcher()
+            assert again.status(launch) == JobStatus("running")
+            return again._logs._allowed_at == {}
+
+        wait_until(is_allowed, 30, "the right to read logs")
 
 
 def quota(cluster: ControlPlane, namespace: str, **hard: str) -> None:

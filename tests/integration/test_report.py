@@ -19,6 +19,7 @@ from monitor.expose.report import routes
 from monitor.flow import Batch
 from monitor.ingest.source import MemorySource, records
 from monitor.service import build
+from monitor.state.seal import reseal
 from tests.conftest import package
 from tests.crash import world
 
@@ -176,6 +177,7 @@ def test_panes_that_are_gone_are_said_and_what_the_folder_keeps_is_shown(run, tm
         db.execute("DELETE FROM panes")
         db.execute("DELETE FROM samples")
     db.close()
+    reseal(tmp_path / "state.db")
     tree = yaml.safe_load((folder / "tidemark.yaml").read_text())
     tree["service"]["state"] = f"sqlite:///{tmp_path / 'state.db'}"
     config = tmp_path / "tidemark.yaml"

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,15 @@ CONTROLLERS = ("job-controller", "ttl-after-finished-controller", "garbage-colle
                "namespace-controller", "serviceaccount-controller", "root-ca-certificate-publisher-controller",
                "resourcequota-controller", "persistentvolume-binder-controller")
 ADMIN_TOKEN = "admin-token"
+#: Every creation of a Job is written down with its outcome, so that a test can count them, also of Jobs that are gone.
+AUDIT = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - {level: RequestResponse, verbs: [create], resources: [{group: batch, resources: [jobs]}]}
+  - {level: None}
+"""
 
 
 def why_not() -> str:
@@ -89,15 +99,19 @@ class ControlPlane:
                   f"--listen-peer-urls=http://127.0.0.1:{peer}",
                   f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
                   f"--initial-cluster=n=http://127.0.0.1:{peer}").wait_port(store)
-        self._run(
-            BIN / "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{store}", "--bind-address=127.0.0.1",
+        (self.folder / "audit.yaml").write_text(AUDIT)
+        options = (
+            f"--etcd-servers=http://127.0.0.1:{store}", "--bind-address=127.0.0.1",
             f"--secure-port={self.port}", "--tls-cert-file=k.pem", "--tls-private-key-file=k.key",
             "--token-auth-file=tokens.csv", "--authorization-mode=RBAC",
             "--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=sa.key",
             "--service-account-signing-key-file=sa.key", "--service-cluster-ip-range=10.0.0.0/24",
             "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
+            "--audit-policy-file=audit.yaml", "--audit-log-path=audit.log", "--audit-log-mode=blocking",
             # New nodes would carry a taint that only the node-lifecycle controller, which needs heartbeats, takes off.
-            "--disable-admission-plugins=TaintNodesByCondition").wait_port(self.port, timeout=180)
+            "--disable-admission-plugins=TaintNodesByCondition")
+        self._server = self._run(BIN / "kube-apiserver", *options)
+        self._server.wait_port(self.port, timeout=180)
         self._pool = urllib3.PoolManager(ca_certs=str(self.folder / "ca.pem"), retries=False)
         kubeconfig = self.kubeconfig("admin", ADMIN_TOKEN)
         wait_until(self._is_ready, 180, "the API server's /readyz")
@@ -117,6 +131,26 @@ class ControlPlane:
             process.kill()
             process.stop()
         self._pool.clear()
+
+    @contextmanager
+    def server_away(self) -> Iterator[None]:
+        """The API server answers nothing while the block runs, as on a machine that hangs.
+
+        Not killed: controllers and scheduler would come back only when a minute of their own backoff is over.
+        """
+        self._server.popen.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._server.popen.send_signal(signal.SIGCONT)
+
+    def created(self, plural: str, namespace: str) -> list[str]:
+        """The names of all objects of a kind that were ever created in a namespace, by the API server's audit log."""
+        events = [json.loads(line) for line in (self.folder / "audit.log").read_text().splitlines()]
+        return [str(event["responseObject"]["metadata"]["name"]) for event in events
+                if event["verb"] == "create" and event.get("responseStatus", {}).get("code") == 201
+                and event["objectRef"]["resource"] == plural and event["objectRef"].get("namespace") == namespace
+                and "dryRun" not in event["requestURI"]]
 
     def kubeconfig(self, name: str, token: str, *, url: str | None = None) -> Path:
         """A file with which `token` reaches this server (or the one at `url`)."""

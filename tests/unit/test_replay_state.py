@@ -11,6 +11,7 @@ from detectors.reference import Column, Reference
 from monitor.cli import main
 from monitor.config import load
 from monitor.service import build
+from monitor.state.seal import reseal
 
 START_MS = 1_700_000_000_000
 COLUMNS = (Column("x", "numeric"), Column("g", "category"))
@@ -119,6 +120,8 @@ def test_a_state_that_forgot_its_first_panes_says_so(world, tmp_path, capsys):
     configure(folder, "1")
     with sqlite3.connect(folder / "state.db") as db:
         db.execute("DELETE FROM panes WHERE pane IN (SELECT pane FROM panes ORDER BY pane LIMIT 30)")
+    db.close()
+    reseal(folder / "state.db")
     assert replay(folder, capsys)["cut_off"] is True
     main(["replay", "-c", str(folder / "tidemark.yaml"), "--state", f"sqlite:///{folder}/state.db"])
     said = capsys.readouterr().out

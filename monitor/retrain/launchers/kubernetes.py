@@ -1,7 +1,7 @@
 """The launcher that trains on Kubernetes, whatever kind of object carries the training.
 
     start    POST the object; 409 means that the name is taken: the same launch is success, another one is an error
-    status   GET the object, and its pods where that is allowed, and read one word out of them
+    status   GET the object, and its pods and their logs' end where that is allowed, and read one word and a line out of them
     cancel   DELETE in the background; already gone is fine
 
 What holds: `start` of one launch, however often and from however many processes, is one object, because the name comes
@@ -15,11 +15,12 @@ An Indexed Job gets its headless Service right after it, owned by it; a crash be
 
 `rehearse` sends the same object as a dry run: rights, admission and validation answer, nothing is stored.
 Neighbours: `kubernetes_kinds` makes the objects, `kubernetes_template` lays the user's file over them, `kubernetes_check`
-refuses what cannot work, `kubernetes_status` reads, `kubernetes_client` sends.
+refuses what cannot work, `kubernetes_status` reads, `kubernetes_log` reads progress, `kubernetes_client` sends.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from monitor import config
@@ -29,6 +30,7 @@ from monitor.retrain.launchers.kubernetes_check import check, data_path
 from monitor.retrain.launchers.kubernetes_client import Cluster, Manifest, Refused, Resource, reason_of
 from monitor.retrain.launchers.kubernetes_job import SERVICE
 from monitor.retrain.launchers.kubernetes_kinds import KINDS, beside
+from monitor.retrain.launchers.kubernetes_log import LogTails
 from monitor.retrain.launchers.kubernetes_pod import LAUNCH_LABEL, VOLUME_PATH, job_name
 from monitor.retrain.launchers.kubernetes_status import read
 from monitor.retrain.launchers.kubernetes_template import Template
@@ -60,6 +62,7 @@ class KubernetesJobs:
         self._template = Template.load(settings, path=path) if settings.template_file else None
         self._settings = settings
         self._path = path
+        self._logs = LogTails()
         self._volume_path = data_path(capture_uri or "") or VOLUME_PATH
         if self._template is not None:
             self.manifests(_ANY)                    # what does not fit is told now, not at the first launch
@@ -109,6 +112,8 @@ class KubernetesJobs:
             return JobStatus("unknown", f"{kind} {name} belongs to another launch ({_label(found) or 'no label'})")
         pods = cluster.list_quietly(_PODS, labels=KINDS[kind].pod_selector.format(name=name, launch=launch.id))
         status = read(kind, found, pods)
+        if status.state == "running":
+            return dataclasses.replace(status, progress=self._logs.line(cluster, launch.id, pods))
         if status.state != "queued" or pods:
             return status
         held = self._held_by(cluster, found) or status.detail or _warning(cluster, name)

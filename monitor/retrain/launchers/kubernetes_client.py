@@ -6,8 +6,9 @@
 Every kind is reached by its REST path through the official client's `CustomObjectsApi`, also `batch/v1`: no models of the
 client stand between, so a cluster newer than the client is no obstacle. The core group, which that cannot reach, has its
 own few calls. An answer that is not a success is `Refused` (a LaunchFailed with the HTTP status); `retry` is true where the
-same call may succeed later (server away, overloaded, quota used up) and false where it never will (no right, invalid, wrong
-credentials). No error repeats a token or a kubeconfig. Credentials are read again after a 401: they may have been renewed.
+same call may succeed later (server away, overloaded, quota used up) and false where it never will (invalid, wrong
+credentials). A missing right is believed after FORBIDDEN_SECONDS: an API server that has just come up refuses everybody until it
+has read its roles. No error repeats a token or a kubeconfig. Credentials are read again after a 401: they may have been renewed.
 
 The client takes 0.3 s and 40 MB to import, hence late. A call waits 3 s for the connection and 10 s for the answer; the
 client's own retries are off, because the outbox retries, and counts. Neighbour: `kubernetes`, the launcher.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ LISTED_MAX = 200
 #: Answers after which the same call may succeed: timeout, conflict of two writers, too many requests.
 _PASSING = frozenset({408, 409, 429})
 _MESSAGE_MAX = 600
+#: For how long a refusal for want of a right may pass by itself.
+FORBIDDEN_SECONDS = 60.0
 
 _T = TypeVar("_T")
 
@@ -82,6 +86,7 @@ class Cluster:
         self.namespace = namespace
         self._kubeconfig = kubeconfig
         self._path = path
+        self._forbidden_since: float | None = None  # of the refusals for want of a right in a row; monotonic
         self._client: Any = None                    # a kubernetes.client.ApiClient; made by the first call
 
     def create(self, resource: Resource, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
@@ -140,6 +145,14 @@ class Cluster:
         items = document.get("items") if isinstance(document, dict) else None
         return [item for item in items or () if isinstance(item, dict)]
 
+    def log(self, pod: str, container: str, *, lines: int, limit: int) -> bytes:
+        """The end of a container's log: its last `lines`, of them at most `limit` bytes."""
+        def reading(api: Any) -> bytes:
+            return _bytes(_core(api).read_namespaced_pod_log, pod, self.namespace, container=container, tail_lines=lines,
+                          limit_bytes=limit, _request_timeout=TIMEOUT)
+
+        return self._call(Resource("", "v1", "pods/log", "Pod", role="kinds/logs.yaml"), "list", reading)[:limit]
+
     def _document(self, resource: Resource, verb: str, request: Callable[[Any], Any]) -> Manifest:
         answer = self._call(resource, verb, request)
         if not isinstance(answer, dict):
@@ -156,7 +169,7 @@ class Cluster:
         if self._client is None:
             self._client = _connect(self._kubeconfig, self._path)
         try:
-            return request(CustomObjectsApi(self._client))
+            answer = request(CustomObjectsApi(self._client))
         except ApiException as error:
             if error.status == 401:
                 self._client = None                 # the next call reads the credentials anew: they may be renewed
@@ -165,6 +178,9 @@ class Cluster:
             host = self._client.configuration.host
             raise LaunchFailed(f"Kubernetes: no answer from {host} ({_cause(error)}); is the API server up and "
                                "reachable from here?", retry=True) from None
+        if verb != "list":                          # what may be missing without harm says nothing of what may not
+            self._forbidden_since = None
+        return answer
 
     def _refusal(self, resource: Resource, verb: str, status: int, body: str) -> Refused:
         """The API server's refusal in one line that says what to do."""
@@ -179,8 +195,12 @@ class Cluster:
             return Refused(f"Kubernetes: the quota of namespace {namespace} is used up: {message}", status=403, retry=True)
         elif status == 403 and (who := re.search(r'User "([^"]*)" cannot', message)):
             account = re.sub(r"^system:serviceaccount:([^:]+):(.+)$", r"ServiceAccount \1/\2", who[1])
+            if verb != "list" and self._forbidden_since is None:
+                self._forbidden_since = time.monotonic()
+            is_new = verb != "list" and time.monotonic() - (self._forbidden_since or 0.0) < FORBIDDEN_SECONDS
             text = (f"{account} may not {verb} {resource.plural} in namespace {namespace}, or there is no such namespace; "
                     f"apply the Role and RoleBinding of deploy/kubernetes/training{resource.role and '/' + resource.role} there")
+            return Refused(f"Kubernetes: {text}", status=403, retry=is_new)
         elif status == 404 and "namespaces" in message:
             text = f"there is no namespace {namespace}; create it or set {self._path}.namespace"
         elif status == 404:                         # a path that is not served names no object
@@ -209,15 +229,20 @@ def _core(api: Any) -> Any:
 
 def _raw(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """The document that a call brings, past the client's models, which refuse what they do not know."""
+    return json.loads(_bytes(call, *arguments, **options).decode(errors="replace"))
+
+
+def _bytes(call: Callable[..., Any], *arguments: Any, **options: Any) -> bytes:
+    """What a call brings, as it came; ApiException for a refusal."""
     from kubernetes.client.exceptions import ApiException
 
     answer = call(*arguments, _preload_content=False, **options)
-    text = bytes(answer.data).decode(errors="replace")
+    content = bytes(answer.data)
     if not 200 <= answer.status < 300:              # raw, a refusal is not raised
         refused = ApiException(status=answer.status, reason=answer.reason)
-        refused.body = text
+        refused.body = content.decode(errors="replace")
         raise refused
-    return json.loads(text)
+    return content
 
 
 def _said(body: str) -> tuple[str, Mapping[str, Any]]:

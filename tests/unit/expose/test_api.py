@@ -18,6 +18,7 @@ from monitor.expose.exporter import Exporter
 from monitor.expose.exposition import CONTENT_TYPE
 from monitor.expose.guard import BODY_BYTES, HEAD_BYTES
 from monitor.expose.inbox import INBOX_MAX, Asked, Inbox
+from monitor.expose.rates import Rates
 from monitor.expose.snapshot import ServiceSnapshot
 from tests.unit.expose.shown import World, launch, snapshot, status
 
@@ -131,7 +132,7 @@ def test_healthy_until_the_loop_has_shown_nothing_for_too_long(serve):
 
 
 def test_with_a_token_everything_below_api_asks_for_it_and_probes_do_not(exporter, serve):
-    client = serve(exporter, token=TOKEN)
+    client = serve(exporter, token=TOKEN, rates=Rates({"changes": 60, "failures": 1_000}))
     for path in PATHS:
         assert client.get(path).status_code == 401
         assert client.get(path).headers["www-authenticate"] == "Bearer"

@@ -1,7 +1,9 @@
 """Dead letters reach their destination before the checkpoint, bounded, and what is dropped is counted."""
 
 import base64
+import errno
 import json
+import os
 
 import pytest
 
@@ -84,3 +86,57 @@ def test_nothing_is_kept_where_nothing_is_wanted(tmp_path, how):
     letters.close()
     assert list(tmp_path.iterdir()) == []
     assert letters.counts() == {"written": 0, "dropped": 1}
+
+
+def test_a_line_that_a_kill_cut_short_is_removed_before_the_next_one(tmp_path):
+    path = tmp_path / "dead.jsonl"
+    before = opened(path)
+    before.write([refusal(1)])
+    before.flush()
+    for torn in (b'{"topic": "t", "par', b"x" * 200_000):
+        with open(path, "ab") as file:
+            file.write(torn)
+        after = opened(path)
+        after.write([refusal(2)])
+        after.flush()
+    assert [line["offset"] for line in lines(path)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("count", [3, 400])
+def test_letters_wait_for_a_full_disk_and_none_is_lost_when_there_is_room_again(tmp_path, monkeypatch, caplog, count):
+    path, room = tmp_path / "dead.jsonl", 250
+    letters, whole = opened(path), os.fsync
+
+    def full(handle):
+        if os.fstat(handle).st_size > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(handle)
+
+    monkeypatch.setattr(deadletters.os, "fsync", full)
+    monkeypatch.setattr(deadletters, "_AGAIN_SECONDS", 0.0)
+    for offset in range(count):
+        letters.write([refusal(offset)])
+        letters.flush()
+    held = lines(path)
+    assert 0 < len(held) < count
+    assert letters.counts() == {"written": len(held), "dropped": 0}
+    assert [record.message for record in caplog.records] == ["Dead letters wait."]
+    monkeypatch.setattr(deadletters.os, "fsync", whole)
+    letters.close()
+    assert [line["offset"] for line in lines(path)] == list(range(count))
+    assert letters.counts() == {"written": count, "dropped": 0}
+
+
+def test_of_the_letters_that_wait_the_oldest_give_way_counted(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(deadletters.os, "fsync", full)
+    monkeypatch.setattr(deadletters, "_BUFFER_BYTES", 1_000)
+    letters = opened(tmp_path / "dead.jsonl")
+    for offset in range(30):
+        letters.write([refusal(offset, b"x" * 100)])
+    assert letters.counts() == {"written": 0, "dropped": 20}
+    letters.close()
+    assert letters.counts() == {"written": 0, "dropped": 30}
+    assert (tmp_path / "dead.jsonl").read_bytes() == b""

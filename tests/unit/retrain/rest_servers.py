@@ -13,6 +13,7 @@ import hmac
 import json
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tests.contract_server import Answer, Asked, said
@@ -91,38 +92,55 @@ class AirflowApi:
 
 
 class KubeflowApi:
-    """One pipeline `p-1`; its runs in the order they were made."""
+    """One pipeline `p-1`; its runs in the order they were stored.
+
+    cut  : so many of the next requests to create are cut off unanswered and kept in `late`, until `store_late`
+    seen : called with what has just been asked, before it is carried out
+    """
 
     def __init__(self, *, declared: set[str] | None = None) -> None:
         self.runs: list[dict[str, Any]] = []
         self.declared = declared or {"launch_id", "model", "version", "reason", "columns", "data_uri", "output_uri"}
         self.terminated: list[str] = []
+        self.cut, self.late = 0, list[dict[str, Any]]()
+        self.seen: Callable[[Asked], None] = lambda _: None
 
     def __call__(self, asked: Asked) -> Answer:
         root = "/apis/v2beta1/runs"
+        self.seen(asked)
         if asked.path == root and asked.method == "POST":
+            if self.cut:
+                self.cut -= 1
+                self.late.append(asked.document)
+                return Answer(how="close")
             return self.create(asked.document)
         if asked.path == root:
             assert asked.method == "GET"
             assert set(asked.query) <= {"namespace", "experiment_id", "page_token", "page_size", "sort_by", "filter"}
+            assert asked.query["sort_by"] == "created_at asc"
             (predicate,) = json.loads(asked.query["filter"])["predicates"]
             assert predicate["operation"] == "EQUALS"
             assert predicate["key"] in {"display_name", "name"}
             found = [run for run in self.runs if run["display_name"] == predicate["string_value"]]
+            found.sort(key=lambda run: str(run["created_at"]))
             return said({"runs": found, "total_size": len(found)} if found else {})
-        name = asked.path.removeprefix(f"{root}/")
-        ends = name.endswith(":terminate")
-        found = [run for run in self.runs if run["run_id"] == name.removesuffix(":terminate")]
-        assert asked.method == ("POST" if ends else "GET")
+        name, _, verb = asked.path.removeprefix(f"{root}/").partition(":")
+        assert (asked.method, verb) in {("GET", ""), ("POST", "terminate"), ("POST", "archive")}
+        found = [run for run in self.runs if run["run_id"] == name]
         if not found:
             return said({"error": "ResourceNotFoundError", "code": 5, "message": f"Run {name} not found"}, 404)
-        if ends:
+        if verb == "terminate":
             self.terminated.append(found[0]["run_id"])
+            if found[0].get("state") in {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}:
+                return said({"error": "FailedPrecondition", "code": 9, "message": "run has ended"}, 400)
             found[0]["state"] = "CANCELING"
+            return said({})
+        if verb == "archive":
+            found[0]["storage_state"] = "ARCHIVED"
             return said({})
         return said(found[0])
 
-    def create(self, body: dict[str, Any]) -> Answer:
+    def create(self, body: dict[str, Any], created_at: str = "") -> Answer:
         assert set(body) <= {"display_name", "description", "experiment_id", "pipeline_version_reference", "runtime_config",
                              "service_account", "pipeline_spec"}
         assert set(body["pipeline_version_reference"]) <= {"pipeline_id", "pipeline_version_id"}
@@ -133,9 +151,15 @@ class KubeflowApi:
             surplus = ", ".join(set(parameters) - self.declared)
             return said({"error": "InvalidInputError", "code": 3,
                          "message": f"parameter(s) provided are not required by pipeline: {surplus}"}, 400)
-        run = {**body, "run_id": f"00000000-0000-4000-8000-{len(self.runs):012d}", "created_at": "2026-01-31T12:00:00Z"}
+        run = {**body, "run_id": f"00000000-0000-4000-8000-{len(self.runs):012d}", "storage_state": "AVAILABLE",
+               "created_at": created_at or f"2026-01-31T12:00:{len(self.runs):02d}Z"}
         self.runs.append(run)
         return said(run)
+
+    def store_late(self, created_at: str = "") -> None:
+        """Carry out the requests that were cut off."""
+        while self.late:
+            self.create(self.late.pop(0), created_at)
 
 
 class Receiver:

@@ -273,6 +273,36 @@ def test_a_roll_back_trains_nothing_and_uses_up_nothing() -> None:
     assert held(limits(back, max_per_week=1)) == {}
 
 
+def promoted(number: int, version: str, new: str, launcher: str = "local") -> Launch:
+    return replace(launch(number, "promoted", launcher=launcher), version=version, new_version=new)
+
+
+@pytest.mark.parametrize(("history", "version", "row"), [
+    ([("7", "7.a", "local")], "7.a", []),
+    ([("7", "7.a", "local"), ("7.a", "7", "rollback")], "7", [0]),                          # promoted, and taken back
+    ([("7", "7.a", "local"), ("7.a", "7", "rollback"), ("7", "7.b", "local"), ("7.b", "7", "rollback")], "7", [2, 0]),
+    ([("7", "7.a", "local"), ("7.a", "7.b", "local"), ("7.b", "7", "rollback")], "7", [1, 0]),      # back over two
+    ([("7", "7.a", "local"), ("7.a", "7.b", "local"), ("7.b", "7.a", "rollback")], "7.a", [1]),     # back over one of two
+    ([("7", "7.a", "local"), ("7.a", "7", "rollback"), ("7", "7.a", "rollback")], "7.a", []),       # and forward again
+    ([("7", "7.a", "local"), ("7.a", "7", "rollback"), ("7", "7.b", "local")], "7.b", []),          # a new version begins anew
+])
+def test_a_promotion_that_was_rolled_back_brought_nothing(history: list[tuple[str, str, str]], version: str,
+                                                          row: list[int]) -> None:
+    launches = [promoted(number, *one) for number, one in enumerate(history)]
+    assert useless_row(launches, version) == [launches[number] for number in row]
+
+
+def test_a_failure_of_a_version_that_is_rolled_back_does_not_hide_what_came_before() -> None:
+    before, failed = promoted(1, "7", "7.a"), replace(launch(2), version="7.a")
+    launches = [launch(0), before, failed, promoted(3, "7.a", "7", "rollback"), launch(4)]
+    assert useless_row(launches, "7") == [launches[4], before, launches[0]]
+    (breaker,) = [one for one in limits(*launches, useless_max=3)(Moment("churn", "7", NOW, 1e9)) if one.reason == "breaker"]
+    assert breaker.holds
+    assert breaker.words == ("3 of 3 launches in a row brought nothing (retrain.useless_max), 1 of them promoted and rolled "
+                             "back; `tidemark triggers reset churn` once the cause is found")
+    assert useless_row([replace(before, forgiven=True), *launches[2:]], "7") == [launches[4]]
+
+
 def test_the_breaker_opens_at_its_number_and_a_new_version_or_a_person_closes_it() -> None:
     row = tuple(launch(n, days_ago=9 - n) for n in range(3))
     assert held(limits(*row, useless_max=4)) == {}

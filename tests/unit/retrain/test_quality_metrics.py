@@ -10,7 +10,7 @@ from scipy import sparse
 from sklearn import metrics as theirs
 
 from monitor.config_retrain import SMALLER_IS_BETTER
-from monitor.retrain import intervals, quality_metrics
+from monitor.retrain import intervals, quality_metrics, resampled
 from monitor.retrain.challenger import compare
 from monitor.retrain.intervals import Sums, auc_difference, bootstrap_interval
 from monitor.retrain.quality_metrics import Answers, NotComparable, measured
@@ -188,3 +188,49 @@ def test_the_memory_of_the_bootstrap_is_bounded_by_blocks(monkeypatch):
     sums = Sums(sparse.csr_array(np.ones((50, 1))), np.ones(50, np.int64), lambda s: np.stack([s[:, 0], s[:, 0]], axis=1))
     monkeypatch.setattr(intervals, "_BLOCK", 500)
     assert bootstrap_interval(sums, seed=1, resamples=101) == (0.0, 0.0)
+
+
+# -- the bootstrap for every metric --------------------------------------------------------------------------------------
+
+def compared(metric: str, n: int, interval: str, **options):
+    answers = (scored(n=n) if metric in quality_metrics.SCORES else numbers(n=n, new=0.95)
+               if metric in quality_metrics.NUMBERS else classes(n=n, new=0.63))
+    return measured(answers, metric, interval=interval, **options)
+
+
+@pytest.mark.parametrize("n", [600, 5_000])
+@pytest.mark.parametrize("metric", ["accuracy", "roc_auc", "log_loss", "mean_absolute_error"])
+def test_a_bootstrap_agrees_with_the_closed_form_where_events_are_many(metric, n):
+    closed, drawn = compared(metric, n, "auto"), compared(metric, n, "bootstrap", seed=5)
+    assert drawn[:3] == closed[:3]
+    width = closed.upper - closed.lower
+    assert (drawn.lower, drawn.upper) == pytest.approx((closed.lower, closed.upper), abs=0.08 * width)
+    assert drawn.lower != closed.lower
+    assert drawn.basis.endswith("bootstrap interval")
+    assert drawn == compared(metric, n, "bootstrap", seed=5)
+    assert drawn.lower != compared(metric, n, "bootstrap", seed=6).lower
+
+
+def test_an_area_of_a_resample_is_the_area_of_its_events():
+    """Every weighting of the events against the definition, ties included; and the placements give the observed areas."""
+    answers, rng = scored(n=60), np.random.default_rng(4)
+    positive, scores_ = answers.label == 1, (answers.champion_score.round(1), answers.challenger_score)
+    sums = resampled.area_sums(positive, *scores_, seed=1)
+    weights = rng.multinomial(60, np.full(60, 1 / 60), size=20).astype(float)
+    found = sums.qualities(weights @ sums.parts)
+    for row, drawn in zip(found, weights.astype(int), strict=True):
+        rows = np.repeat(np.arange(60), drawn)
+        assert row == pytest.approx([theirs.roc_auc_score(positive[rows], score[rows]) for score in scores_])
+    many = scored(n=5_000)
+    placed = resampled.area_sums(many.label == 1, many.champion_score, many.challenger_score, seed=1)
+    assert placed.parts.shape[0] == intervals.GROUPS
+    assert placed.observed() == pytest.approx([theirs.roc_auc_score(many.label, score)
+                                               for score in (many.champion_score, many.challenger_score)])
+
+
+def test_a_resample_without_a_positive_is_told_and_not_left_out():
+    label = np.zeros(300)
+    label[:2] = 1
+    score = np.linspace(0, 1, 300)
+    found = measured(Answers(label, label, label, None, score, score[::-1].copy()), "roc_auc", interval="bootstrap")
+    assert (found.lower, found.upper) == (-np.inf, np.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,6 +148,10 @@ def test_a_run_in_a_state_that_airflow_does_not_have_is_asked_about_again() -> N
 
 # -- Kubeflow Pipelines ----------------------------------------------------------------------------------------------
 
+def output_of(run: dict[str, Any], name: str = "output_uri") -> str:
+    return str(run["runtime_config"]["parameters"][name])
+
+
 def test_a_pipeline_run_is_started_once_followed_and_terminated() -> None:
     kubeflow = KubeflowApi()
     with ContractServer(kubeflow) as server:
@@ -160,8 +165,10 @@ def test_a_pipeline_run_is_started_once_followed_and_terminated() -> None:
         assert run["pipeline_version_reference"] == {"pipeline_id": "p-1", "pipeline_version_id": "v-2"}
         assert run["runtime_config"]["parameters"] == {
             "launch_id": LAUNCH.id, "model": "churn", "version": "7", "reason": LAUNCH.reason, "columns": "[]",
-            "data_uri": "s3://t/data", "output_uri": "s3://t/out"}
+            "data_uri": "s3://t/data", "output_uri": output_of(run)}
+        assert re.fullmatch(r"s3://t/out/run-[0-9a-f]{8}", output_of(run))
         launch = replace(LAUNCH, external=name)
+        assert launcher.status(launch).output_uri == output_of(run)
         for word, state in ((None, "queued"), ("PENDING", "queued"), ("PAUSED", "queued"), ("RUNNING", "running"),
                             ("CANCELING", "running"), ("SUCCEEDED", "succeeded"), ("SKIPPED", "failed"), ("FAILED", "failed"),
                             ("CANCELED", "failed")):
@@ -173,7 +180,7 @@ def test_a_pipeline_run_is_started_once_followed_and_terminated() -> None:
         launcher.cancel(launch)
         assert kubeflow.terminated == [name]
         run |= {"state": "FAILED", "error": {"code": 13, "message": "step train\nfailed"}}
-        assert launcher.status(launch) == JobStatus("failed", "the run is FAILED: step train failed")
+        assert launcher.status(launch) == JobStatus("failed", "the run is FAILED: step train failed", "", output_of(run))
         kubeflow.runs.clear()
         assert launcher.status(launch).state == "unknown"
         launcher.cancel(launch)
@@ -185,7 +192,8 @@ def test_a_pipeline_gets_the_parameters_that_it_declares() -> None:
         named = {"id": "TIDEMARK_LAUNCH_ID", "out": "TIDEMARK_OUTPUT_URI", "epochs": "3"}
         launcher = KubeflowPipelines(config.KfpLauncher(url=server.url, pipeline="p-1", parameters=named))
         launcher.start(LAUNCH)
-        assert kubeflow.runs[0]["runtime_config"]["parameters"] == {"id": LAUNCH.id, "out": "s3://t/out", "epochs": "3"}
+        assert kubeflow.runs[0]["runtime_config"]["parameters"] == {
+            "id": LAUNCH.id, "out": output_of(kubeflow.runs[0], "out"), "epochs": "3"}
         wrong = KubeflowPipelines(config.KfpLauncher(url=server.url, pipeline="p-1"))
         with pytest.raises(LaunchFailed, match=r"refuses \(400\): parameter\(s\) provided are not required") as refused:
             wrong.start(LAUNCH)

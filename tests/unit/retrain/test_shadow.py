@@ -226,7 +226,8 @@ FILE = "promote: {type: file, path: /p/c.json}"
 
 @pytest.mark.parametrize(("retrain", "words"), [
     ("shadow: {prediction: s}", r"retrain\.shadow: expected promote\.type file or webhook, .* got none"),
-    ("promote: {type: kserve, name: x}\n      shadow: {prediction: s}", "got kserve"),
+    ("promote: {type: kserve, name: x}\n      shadow: {prediction: s}",
+     r"promote\.type file or webhook, .*got kserve, which answers no request by two models \(docs/promotion\.md\); add one"),
     (f"{FILE}\n      data_uri: /d\n      shadow: {{prediction: s}}", r"retrain\.shadow: expected captured events"),
     (f"{FILE}\n      metric: roc_auc\n      shadow: {{prediction: s}}", "which needs scores of both"),
     (f"{FILE}\n      capture_events: 100\n      shadow: {{prediction: s}}", r"events_min: expected at most capture_events"),

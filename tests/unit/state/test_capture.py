@@ -279,13 +279,13 @@ def test_a_storage_that_cannot_be_written_stops_nothing_and_nothing_is_lost_or_d
 
 
 def test_without_a_storage_for_long_memory_stays_bounded_and_what_is_dropped_is_told(kept, monkeypatch, caplog):
-    monkeypatch.setattr(module, "PENDING_BYTES_MAX", 2_000)
     monkeypatch.setattr(Place, "write", lambda *_: (_ for _ in ()).throw(OSError("away")))
-    one = kept()
+    one = kept(waiting_max=8_000)
     for start in range(0, 400, 20):
         one.checkpoint(rows_at([1000 * (start + n) for n in range(20)], first_offset=start))
     assert one.capture.dropped + one.capture.waiting == 400
     assert 0 < one.capture.waiting < 200
+    assert 0 < one.capture.waiting_bytes <= 8_000
     assert "dropped" in caplog.text
     assert one.again().waiting + one.capture.dropped == one.capture.waiting
     assert one.capture.newest_time == 399_000

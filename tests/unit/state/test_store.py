@@ -9,6 +9,7 @@ import pytest
 from monitor.errors import CheckpointRefused, StateInUse
 from monitor.state.panes import Panes
 from monitor.state.sample import Sampling, to_bytes
+from monitor.state.seal import reseal
 from monitor.state.store import Store
 from tests.unit.state.streams import TOPIC, batch, panes_of, rows_at, small_reference, stream
 
@@ -91,7 +92,7 @@ def test_a_state_of_another_format_is_refused(path):
     counted(path)[0].close()
     with sqlite3.connect(path) as db:
         db.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
-    with pytest.raises(CheckpointRefused, match="expected state format 1, got 99"):
+    with pytest.raises(CheckpointRefused, match="expected state format 2 or older, got 99; a newer tidemark wrote it"):
         Store(path)
 
 
@@ -185,6 +186,7 @@ def test_a_state_from_before_rows_were_sampled_goes_on(path):
     db = sqlite3.connect(path)
     db.execute("DROP TABLE samples")
     db.close()
+    reseal(path)
     store = Store(path)
     assert restored(store)[1] == []
     store.close()

@@ -1,0 +1,170 @@
+"""Replicas on the world of the crash tests: their configuration, their processes, and what the state topic says at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from monitor.config import load
+from monitor.ingest.state_topic import StateReader
+from monitor.replicas import partition_of
+from monitor.state.replica_store import MirroredStore, latest
+from tests.conftest import wait_until
+from tests.crash import world
+
+STATE_PARTITIONS = 2
+
+
+def configuration(folder: Path, broker: str, topic: str, *, state_topic: str, **more) -> Path:
+    """The crash tests' configuration for several processes: each has a folder of its own below `folder`."""
+    path = world.configuration(folder, broker, topic, promote=False)
+    config = yaml.safe_load(path.read_text())
+    config["service"] |= {"checkpoint_seconds": 0.2, "dead_letters": "none",
+                          "replicas": {"topic": state_topic, "partitions": STATE_PARTITIONS, "replication": 1,
+                                       "transaction_seconds": 2.0}}
+    config["kafka"] |= {"group": state_topic, "session_timeout_seconds": 3.0, "poll_records": 40} | more
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+class Nursery:
+    """The process that forks replicas (tests.replicas.nursery)."""
+
+    def __init__(self) -> None:
+        self.popen = subprocess.Popen([sys.executable, "-m", "tests.replicas.nursery"], stdin=subprocess.PIPE,
+                                      stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+                                      env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+        assert self.popen.stdout.readline() == "ready\n"
+
+    def ask(self, *words: object) -> str:
+        """One line there, one line back."""
+        self.popen.stdin.write(" ".join(map(str, words)) + "\n")
+        self.popen.stdin.flush()
+        return self.popen.stdout.readline().strip()
+
+    def close(self) -> None:
+        """End it; its children go on."""
+        self.popen.stdin.close()
+        self.popen.wait(10)
+        self.popen.stdout.close()
+
+
+class Replicas:
+    """Processes of one group, started and ended one by one."""
+
+    def __init__(self, nursery: Nursery, folder: Path, config: Path) -> None:
+        self.nursery, self.folder, self.config = nursery, folder, config
+        self.running: dict[str, int] = {}           # name -> process id
+        self.reader: StateReader | None = None
+        self.records: list[tuple[int, bytes, bytes | None]] = []
+        self.starts = 0
+
+    def log(self, name: str) -> Path:
+        """The log of the replica of this name that was started last."""
+        return sorted(self.folder.glob(f"log-*-{name}.txt"))[-1]
+
+    def start(self, name: str, *kill_at: object) -> None:
+        """Start (again) the replica of this name; `kill_at`: a step and a call of tests.crash.killed, at which it dies."""
+        own = self.folder / name
+        own.mkdir(exist_ok=True)
+        config = yaml.safe_load(self.config.read_text())
+        config["service"]["state"] = f"sqlite:///{own}/state.db"
+        config["service"]["replicas"]["name"] = name
+        (own / "tidemark.yaml").write_text(yaml.safe_dump(config))
+        self.starts += 1
+        log = self.folder / f"log-{self.starts:03d}-{name}.txt"
+        log.touch()
+        self.running[name] = int(self.nursery.ask("start", own / "tidemark.yaml", log, *kill_at))
+
+    def code(self, name: str) -> int | None:
+        """The exit code of a replica; None while it runs."""
+        said = self.nursery.ask("poll", self.running[name])
+        return None if said == "running" else int(said)
+
+    def end(self, name: str, how: int) -> int:
+        """Send a signal that ends it and wait; its exit code."""
+        os.kill(self.running[name], how)
+        ended: list[int] = []
+
+        def over() -> bool:
+            ended.extend(code for code in (self.code(name),) if code is not None)
+            return bool(ended)
+
+        wait_until(over, 30, f"the end of {name}")
+        del self.running[name]
+        return ended[0]
+
+    def kill(self, name: str) -> None:
+        """SIGKILL."""
+        self.end(name, signal.SIGKILL)
+
+    def stop_all(self) -> list[int]:
+        """SIGTERM to every one; their exit codes."""
+        for number in self.running.values():
+            os.kill(number, signal.SIGTERM)
+        return [self.end(name, signal.SIGTERM) for name in list(self.running)]
+
+    def close(self) -> None:
+        """End whatever still runs, and the reader."""
+        for name in list(self.running):
+            os.kill(self.running[name], signal.SIGCONT)
+            self.kill(name)
+        if self.reader is not None:
+            self.reader.close()
+
+    def logs(self) -> str:
+        """What every process said."""
+        return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted(self.folder.glob("log-*.txt")))
+
+    def state(self) -> dict[str, object] | None:
+        """What the state topic holds of the model, as the crash tests read a state file; None before the first row."""
+        config = load(self.config)
+        replicas = config.service.replicas
+        if self.reader is None:
+            if not any("Counting." in path.read_text() for path in self.folder.glob("log-*.txt")):
+                return None
+            self.reader = StateReader(config.kafka, replicas, partition_of("m", replicas.partitions))
+        while found := self.reader.poll():
+            self.records += found
+        rows, _ = latest(self.records)
+        if not rows:
+            return None
+        (self.folder / "seen").mkdir(exist_ok=True)
+        MirroredStore(self.folder / "seen" / "state.db", rows, lambda changes: None).close()
+        return world.state(self.folder / "seen")
+
+    def assert_running(self) -> None:
+        """Nobody has ended by itself."""
+        for name in list(self.running):
+            code = self.code(name)
+            if code is not None:
+                del self.running[name]
+                raise AssertionError(f"{name} ended with {code}: {self.log(name).read_text()[-3000:]}")
+
+    def said(self, words: str) -> list[str]:
+        """The running replicas whose last life said this."""
+        return [name for name in self.running if words in self.log(name).read_text()]
+
+    def is_done(self, total: int) -> bool:
+        """Whether everything was counted and every launch has ended."""
+        self.assert_running()
+        found = self.state()
+        if not found or sum(offset for _, offset, _ in found["positions"]) < total:
+            return False
+        return bool(found["launches"]) and all(
+            launch["state"] in ("refused", "failed", "timed_out", "judged", "promoted") for launch in found["launches"])
+
+    def wait_done(self, total: int, seconds: float = 90.0) -> dict[str, object]:
+        """Wait for that, and return what the topic holds."""
+        wait_until(lambda: self.is_done(total), seconds, "everything counted, judged and ended")
+        return self.state()
+
+    def trained(self) -> list[str]:
+        """One entry per start of a training."""
+        notes = (self.folder / "captured" / "m" / "launches").glob("*/starts.txt")
+        return [line for note in notes for line in note.read_text().split()]

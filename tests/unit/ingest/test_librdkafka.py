@@ -1,0 +1,92 @@
+"""The optional transport: its words for the client, what it says without the package, and how it reads on."""
+
+import sys
+
+import pytest
+
+from monitor.config import Kafka, Security
+from monitor.errors import ConfigError, SourceFailed
+from monitor.ingest import librdkafka
+from tests.conftest import package
+
+
+@pytest.fixture
+def broker():
+    package("confluent_kafka")
+    from monitor.demo.broker import InProcessBroker
+
+    with InProcessBroker() as broker:
+        yield broker
+
+
+def fill(broker, topic, first, last, partitions):
+    producer = broker.producer()
+    for i in range(first, last):
+        producer.produce(topic, b"%d" % i, partition=i % partitions, timestamp=1_700_000_000_000 + i)
+    assert producer.flush(30) == 0
+
+
+def read(source, events, turns=120):
+    """Values and offsets by partition, until so many came."""
+    values, offsets = {}, {}
+    for turn, batch in enumerate(source):
+        assert turn < turns, values
+        for part in batch.parts:
+            values.setdefault(part.partition, []).extend(part.values)
+            offsets.setdefault(part.partition, []).extend(part.offsets.tolist())
+        if sum(map(len, values.values())) >= events:
+            return values, offsets, batch
+    raise AssertionError("the source ended")
+
+
+def test_partitions_are_read_in_order_from_where_the_state_ends(broker):
+    topic = broker.create_topic("t", 3)
+    fill(broker, topic, 0, 300, 3)
+    source = librdkafka.LibrdkafkaSource(Kafka(bootstrap_servers=[broker.bootstrap_servers], poll_records=70), [topic])
+    try:
+        source.seek({(topic, 1): 40})
+        values, offsets, batch = read(source, 260)
+        assert offsets == {0: [*range(100)], 1: [*range(40, 100)], 2: [*range(100)]}
+        assert values[2] == [b"%d" % i for i in range(2, 300, 3)]
+        assert batch.assigned == {(topic, 0), (topic, 1), (topic, 2)}
+        source.hold([(topic, 0)])
+        next(iter(source))
+        fill(broker, topic, 300, 330, 3)
+        assert set(read(source, 20)[0]) == {1, 2}
+        source.hold([])
+        assert read(source, 10)[1] == {0: [*range(100, 110)]}
+        assert set(source.lag().values()) == {0}
+    finally:
+        source.close()
+
+
+def test_an_absent_topic_and_an_offset_beyond_the_end_are_one_line(broker):
+    kafka = Kafka(bootstrap_servers=[broker.bootstrap_servers])
+    topic = broker.create_topic("orders")
+    with pytest.raises(SourceFailed, match=r"'order': expected it to exist, got no such topic; did you mean 'orders'\?"):
+        librdkafka.LibrdkafkaSource(kafka, ["order"])
+    source = librdkafka.LibrdkafkaSource(kafka, [topic])
+    try:
+        source.seek({(topic, 0): 7})
+        with pytest.raises(SourceFailed, match=r"go on at offset 7, got an end of 0; was the topic made anew\?"):
+            read(source, 1)
+    finally:
+        source.close()
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with pytest.raises(ConfigError, match=r"kafka\.transport: expected the package confluent-kafka .*tidemark\[fast\]"):
+        librdkafka.LibrdkafkaSource(Kafka(bootstrap_servers=["127.0.0.1:1"]), ["t"])
+    assert librdkafka.probe(Kafka(bootstrap_servers=["127.0.0.1:1"]), ["t"])[0][1] is False
+
+
+def test_every_security_option_reaches_the_client():
+    security = Security(protocol="SASL_SSL", mechanism="SCRAM-SHA-512", username="bob", password_file="p", ca_file="ca.pem",
+                        certificate_file="own.pem", key_file="own.key", check_hostname=False)
+    settings = librdkafka.client_settings(Kafka(bootstrap_servers=["a:1", "b:2"], security=security), "word")
+    expected = {"bootstrap.servers": "a:1,b:2", "security.protocol": "SASL_SSL", "sasl.mechanism": "SCRAM-SHA-512",
+                "sasl.username": "bob", "sasl.password": "word", "ssl.ca.location": "ca.pem", "ssl.key.location": "own.key",
+                "ssl.certificate.location": "own.pem", "ssl.endpoint.identification.algorithm": "none"}
+    assert expected.items() <= settings.items()
+    assert "ssl.ca.location" not in librdkafka.client_settings(Kafka(bootstrap_servers=["a:1"]), None)
