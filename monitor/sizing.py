@@ -120,8 +120,12 @@ class Sizing:
         first = max((term for term in self.terms if term.setting), key=lambda term: term.bytes)
         raise ConfigError(
             f"limits.memory_mb: expected at least {_mib(self.bytes)} for this configuration, got {self.limit // MIB}, "
-            f"{_mib(over)} too little; the largest part is {first.name} ({_mib(first.bytes)} MiB: {first.formula}): lower "
-            f"{first.setting}, or raise limits.memory_mb; `tidemark check-config` shows every part")
+            f"{_mib(over)} too little; the largest part is {first.name} ({_mib(first.bytes)} MiB: {first.formula}): "
+            f"{_mend(first.setting)}, or raise limits.memory_mb; `tidemark check-config` shows every part")
+
+
+def _mend(setting: str) -> str:
+    return f"set {setting}: false" if setting == "reports.enabled" else f"lower {setting}"
 
 
 def sizing(config: Config, monitors: Sequence[Sized]) -> Sizing:

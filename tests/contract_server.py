@@ -85,7 +85,8 @@ class ContractServer:
                     outer.over.wait(30)
                     return
                 self.send_response(answered.status)
-                headers = {"Content-Length": str(len(answered.body)), **answered.headers}
+                # Said, or a client that keeps connections asks again on one that is just being closed.
+                headers = {"Content-Length": str(len(answered.body)), "Connection": "close", **answered.headers}
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()

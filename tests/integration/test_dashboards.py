@@ -84,6 +84,7 @@ class Run:
         del tree["kafka"]
         tree["files"] = {"paths": [str(folder / "unused.jsonl")]}
         tree["reports"] = {}
+        tree.setdefault("limits", {})["memory_mb"] = 4_096              # reports and a detector on torch
         monitor = tree["monitors"][0]
         monitor["retrain"]["promote"]["settle_seconds"] = 0
         monitor["retrain"]["persist_panes"] = 12                        # the launch is waited for, and that is shown

@@ -377,7 +377,7 @@ def test_a_state_that_cannot_be_read_is_one_line(data, tidemark, tmp_path):
     for command in (("explain", "m"), ("run",)):
         code, _, err = tidemark(*command, "-c", config) if command[0] == "explain" else failed(config)
         assert code == 2
-        assert "expected a readable, writable state file" in err.splitlines()[-1]
+        assert "expected a state file (SQLite" in err.splitlines()[-1]
 
 
 def failed(config):

@@ -63,7 +63,8 @@ WRONG = [
      "service.lissten: expected a known key, got `lissten`; did you mean `listen`?"),
     (top('service: {zzzzqq: x}'),
      "service.zzzzqq: expected a known key, "
-     "got `zzzzqq`; known here: checkpoint_seconds, dead_letters, listen, log_level, state, token_file"),
+     "got `zzzzqq`; known here: checkpoint_seconds, dead_letters, hosts, listen, log_level, "
+     "replicas, state, tls, token_file"),
     (top('limits: {colums: 1}'),
      "limits.colums: expected a known key, got `colums`; did you mean `columns`?"),
     (MODEL + 'kafka: {bootstrap_servers: [a:1], security: {mecanism: PLAIN}}',
@@ -321,10 +322,12 @@ WRONG = [
      "1: expected a known key, got `1`; known here: " + KNOWN),
     (top('service: {1: 3}'),
      "service.1: expected a known key, "
-     "got `1`; known here: checkpoint_seconds, dead_letters, listen, log_level, state, token_file"),
+     "got `1`; known here: checkpoint_seconds, dead_letters, hosts, listen, log_level, "
+     "replicas, state, tls, token_file"),
     (top('service: {true: 3}'),
      "service.true: expected a known key, "
-     "got `true`; known here: checkpoint_seconds, dead_letters, listen, log_level, state, token_file"),
+     "got `true`; known here: checkpoint_seconds, dead_letters, hosts, listen, log_level, "
+     "replicas, state, tls, token_file"),
     (top('service: {listen: 2024-01-01}'),
      "service.listen: expected text, got '2024-01-01'; put it in quotes"),
     (top('kafka: {bootstrap_servers: [b:2]}'),

@@ -58,7 +58,7 @@ class World:
 def status(model: str = "loans", version: str = "1", **options: Any) -> MonitorStatus:
     values: dict[str, Any] = {"events": {("counted", "none"): 900, ("refused", "json"): 2}, "late": 3, "retried": 1,
                               "watermark": 180.0, "digest": "d1", "launcher": "local", "metric": "accuracy",
-                              "budget_remaining": 1, "policy": policy()}
+                              "budget_remaining": 1, "policy": policy(), "capture": (4_096, 2)}
     return MonitorStatus(model, version, **(values | options))
 
 
