@@ -110,6 +110,7 @@ class KafkaSource:
         self._next: dict[ClientPartition, int] = {}         # where reading goes on: the state's offsets, then our own
         self._placed: set[ClientPartition] = set()          # assigned, and sought to where it goes on
         self._held: set[ClientPartition] = set()            # too far ahead of the others: to be paused
+        self._positions: dict[ClientPartition, int | None] = {}    # of the placed ones, at the end of the last turn
         self._ends: dict[ClientPartition, int] = {}         # with `latest`: the topics' ends when we began
         self._counted: set[str] = set()                     # topics of which the state knows a partition
         self._topic_ids: dict[str, object] = {}
@@ -198,6 +199,7 @@ class KafkaSource:
             return self._await_opening()
         polled: Mapping[ClientPartition, list[Any]] = {}
         overtaken: set[ClientPartition] = set()
+        self._placed -= self._moved_by_others()
         fresh = (self._held & self._consumer.assignment()) - self._consumer.paused()
         if over := self._consumer.paused() - self._held:
             self._consumer.resume(*over)
@@ -219,8 +221,7 @@ class KafkaSource:
         assigned = self._consumer.assignment()
         self._placed -= self._rebalances.take() | overtaken
         self._placed &= assigned
-        # A look-up of the group's offsets that was under way when we sought may end behind our seek, and move the position
-        # back to what the group has committed: such a partition is placed again.
+        # As in `_moved_by_others`, within this poll.
         self._placed -= {key for key, found in polled.items() if key in self._placed and found[0].offset < self._next[key]}
         before = frozenset(self._placed)
         ready = {key: found for key, found in polled.items() if key in before}
@@ -229,8 +230,17 @@ class KafkaSource:
         parts += [self._nothing(key) for key in sorted(self._placed - before)] + self._moved_on(before - ready.keys())
         self._look_around(assigned)
         caught_up = frozenset((key.topic, key.partition) for key in self._placed if self._is_caught_up(key))
+        self._positions = {key: self._position(key) for key in self._placed}
         return Batch(parts=tuple(parts), assigned=frozenset((key.topic, key.partition) for key in assigned),
                      caught_up=caught_up, lost=lost, away=self._outage.away)
+
+    def _moved_by_others(self) -> set[ClientPartition]:
+        """Partitions whose position moved between two polls, to be placed again.
+
+        A look-up of the group's offsets that was under way when we sought may end behind our seek, and move the position to
+        what the group has committed: back, or, where the state is a copy of an earlier day, forward over what it lacks.
+        """
+        return {key for key in self._placed & self._positions.keys() if self._position(key) != self._positions[key]}
 
     def _part(self, key: ClientPartition, found: Sequence[Any]) -> Part:
         n = len(found)

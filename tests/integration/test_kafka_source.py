@@ -53,6 +53,24 @@ def test_group_offsets_follow_for_lag_tools_and_are_never_read(kafka_broker, uni
     assert Reading(opened(quick(kafka_broker, group), [topic])).until(has(10)).offsets == {(topic, 0): list(range(10))}
 
 
+def test_a_position_that_the_groups_offsets_moved_behind_our_back_is_placed_again(kafka_broker, unique_name):
+    """What kafka-python does when its look-up of them ends after our seek: forward or back, nothing is skipped or doubled."""
+    from kafka import TopicPartition
+
+    topic = kafka_broker.create_topic(unique_name("topic"))
+    kafka_broker.produce(topic, numbers(0, 10))
+    source = KafkaSource(quick(kafka_broker, unique_name("group")), [topic])
+    try:
+        reading = Reading(source).until(has(10))
+        for moved in (15, 2):
+            kafka_broker.produce(topic, numbers(reading.count(), reading.count() + 10))
+            source._consumer._subscription.seek(TopicPartition(topic, 0), moved)
+            reading.until(has(reading.count() + 10))
+        assert reading.offsets == {(topic, 0): list(range(30))}
+    finally:
+        source.close()
+
+
 def test_start_latest_leaves_out_what_was_there(kafka_broker, unique_name, opened):
     topic = kafka_broker.create_topic(unique_name("topic"))
     kafka_broker.produce(topic, numbers(0, 10))
