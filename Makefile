@@ -79,7 +79,7 @@ audit: $(VENV)/.installed  ## Known vulnerabilities of the pinned packages, by p
 	  >/dev/null 2>&1 || { echo "audit: pip-audit cannot be installed (no package index in reach): nothing was audited" >&2; exit 2; }
 	@$(AUDIT)/bin/python -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null || { \
 	  echo "audit: the advisories of pypi.org cannot be reached: nothing was audited" >&2; exit 2; }
-	@$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+	@$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 render: setup  ## Rewrite the generated pages; read the difference
 	@$(BIN)/python -m dashboards.render

@@ -38,6 +38,9 @@ the built-in page is not seen in a browser"
 debian chromedriver chromium-driver || lacking "no chromedriver (Debian: apt-get install chromium-driver): \
 the built-in page is not seen in a browser"
 
+# --- the command of the back-up that docs/operations.md names
+debian sqlite3 sqlite3 || lacking "no sqlite3 (Debian: apt-get install sqlite3): its copy of a running service's state is not tested"
+
 # --- Grafana's types, which the test itself fetches into the cache
 debian npm nodejs npm || lacking "no npm (Debian: apt-get install nodejs npm): dashboards are not checked against Grafana's types"
 
