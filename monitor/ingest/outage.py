@@ -1,8 +1,8 @@
 """Brokers that went away: what is said of it, how often, and how a client is made anew.
 
 `Outage` is told every turn whether the brokers are there. It waits a moment, for connections come and go, then says once
-that they are away and why, reminds with growing pauses, and says once that they are back: a night without brokers is a
-dozen lines. `Opening` makes a client on a thread of its own, with growing pauses between attempts, so that the loop that
+that they are away and why, reminds with growing pauses or when the sure cause is found ("disconnected" becomes "wrong
+password"), and says once that they are back: a night without brokers is a dozen lines. `Opening` makes a client on a thread of its own, with growing pauses between attempts, so that the loop that
 closes panes and answers signals never waits for a network.
 
 Neither knows a client library, so that every transport shares them. Neighbours: `kafka` tells and asks them,
@@ -43,12 +43,14 @@ class Outage:
         self._clock = clock
         self._since: float | None = None
         self._remind_at, self._remind_pause = 0.0, _REMIND_SECONDS
+        self._told: set[str] = set()                # sure causes of this absence that the log names already
 
     def reached(self) -> None:
         """The brokers are there."""
         if self.away and self._since is not None:
             log.info("Kafka answers again.", extra={"seconds": round(self._clock() - self._since, 1)})
         self.away, self._since = "", None
+        self._told.clear()
 
     def missed(self, why: str, *, at_once: bool = False) -> None:
         """They are not, and why; `at_once` where that is sure and will not mend itself in a moment."""
@@ -61,10 +63,13 @@ class Outage:
             log.warning("Kafka does not answer; trying again.", extra={"error": why})
             self._remind_pause = _REMIND_SECONDS
             self._remind_at = now + self._remind_pause
-        elif now >= self._remind_at:
+        elif now >= self._remind_at or (at_once and why not in self._told):
             log.warning("Kafka still does not answer.", extra={"error": why, "seconds": round(now - self._since)})
-            self._remind_pause = min(2 * self._remind_pause, _REMIND_SECONDS_MAX)
-            self._remind_at = now + self._remind_pause
+            if now >= self._remind_at:
+                self._remind_pause = min(2 * self._remind_pause, _REMIND_SECONDS_MAX)
+                self._remind_at = now + self._remind_pause
+        if at_once:
+            self._told.add(why)
         self.away = why
 
 

@@ -38,7 +38,7 @@ def turns(n):
 # --- networks
 
 @pytest.mark.parametrize("how", ["refused", "hanging"])
-def test_brokers_that_are_away_for_longer_than_every_timeout_cost_two_log_lines_and_no_record(
+def test_brokers_that_are_away_for_longer_than_every_timeout_cost_a_few_log_lines_and_no_record(
         kafka_broker, unique_name, opened, proxy, caplog, hasty, how):
     caplog.set_level(logging.INFO, "tidemark")
     topic = kafka_broker.create_topic(unique_name("topic"), partitions=2)
@@ -61,7 +61,9 @@ def test_brokers_that_are_away_for_longer_than_every_timeout_cost_two_log_lines_
     reading.until(has(90)).until(lambda r: not r.away)
     assert reading.offsets == {(topic, 0): list(range(60)), (topic, 1): list(range(30))}
     assert reading.lost == {}
-    assert outages(caplog) == ["Kafka does not answer; trying again.", "Kafka answers again."]
+    first, *reminders, last = outages(caplog)
+    assert (first, last) == ("Kafka does not answer; trying again.", "Kafka answers again.")
+    assert set(reminders) <= {"Kafka still does not answer."} and len(reminders) <= 2      # one for each cause that is sure
 
 
 def test_connections_that_are_cut_in_the_middle_of_a_fetch_lose_and_repeat_nothing(

@@ -52,6 +52,24 @@ def test_what_will_not_mend_itself_is_said_at_once(caplog):
     assert (outage.away, [record.error for record in caplog.records]) == ("refused", ["refused"])
 
 
+def test_the_sure_cause_is_said_once_when_it_is_found_and_not_at_the_next_reminder(caplog):
+    clock = Clock()
+    outage = Outage(clock)
+    for turn in range(40):                          # below the first reminder
+        if turn % 4 == 3:
+            outage.missed("wrong password", at_once=True)
+        else:
+            outage.missed("disconnected")
+        clock.now += 1
+    assert [record.error for record in caplog.records] == ["wrong password"]
+    outage = Outage(clock)
+    caplog.clear()
+    for why, is_sure in [*[("disconnected", False)] * 5, *[("wrong password", True)] * 30]:
+        outage.missed(why, at_once=is_sure)
+        clock.now += 1
+    assert [record.error for record in caplog.records] == ["disconnected", "wrong password"]
+
+
 def test_pauses_grow_to_half_a_minute_and_begin_anew_after_a_sound_while():
     clock, taken = Clock(), []
     pauses = Pauses(clock)
