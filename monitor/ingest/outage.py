@@ -2,8 +2,9 @@
 
 `Outage` is told every turn whether the brokers are there. It waits a moment, for connections come and go, then says once
 that they are away and why, reminds with growing pauses or when the sure cause is found ("disconnected" becomes "wrong
-password"), and says once that they are back: a night without brokers is a dozen lines. `Opening` makes a client on a thread of its own, with growing pauses between attempts, so that the loop that
-closes panes and answers signals never waits for a network.
+password"), and says once that they are back: a night without brokers is a dozen lines. `Opening` makes a client on a
+thread of its own, with growing pauses between attempts, so that the loop that closes panes and answers signals never
+waits for a network.
 
 Neither knows a client library, so that every transport shares them. Neighbours: `kafka` tells and asks them,
 `connection` reads password and certificates anew at each attempt, `flow.Batch.away` carries the words to the metrics.
