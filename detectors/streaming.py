@@ -13,35 +13,31 @@ state. Those of river take what comes next as normal: slow drift is absorbed, th
 Cost: 1 us a value for CUSUM, EWMA and ADWIN, 2-10 us for the others, 0.3 ms for KSWIN; a few hundred bytes each (KSWIN
 and FHDDM keep a window). The limit of CUSUM is simulated once per setting, 0.3 s.
 
-Neighbours: `method` describes, `methods` is the catalogue. river is imported when a `river:` detector is made.
+Neighbours: `method` describes, `methods` is the catalogue, `streaming_river` knows the classes of river, which is
+imported when a `river:` detector is made.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detectors.method import NUMERIC, Method
+from detectors.options import known_options, within
+from detectors.streaming_river import ADAPTERS, constructed, fhddm
 
 Floats = NDArray[np.float64]
-#: An object of river, whose classes cannot be named without importing it.
-RiverDetector = Any
-
 #: Larger values would overflow a sum of squares and leave a detector at NaN for good: they count as not finite.
 VALUE_MAX = 1e100
-#: A statistic ends here where its formula divides by nothing, and -log10 p as everywhere else.
-_STATISTIC_MAX, _LOG10_P_MAX = 1e3, 300.0
 #: Standardised values end here: further out they say nothing more, and E and S stay numbers.
 _Z_MAX = 1e12
 
@@ -118,7 +114,7 @@ class Cusum(Streaming):
         given = {"mean": mean, "sd": sd, "k": k, "h": h, "values_per_false_alarm": values_per_false_alarm, "two_sided": two_sided}
         super().__init__("cusum", given)
         self.mean, self.sd = _standard("cusum", mean, sd)
-        self.k = _within("cusum.k", k, 0.0, math.inf)
+        self.k = within("cusum.k", k, 0.0, math.inf)
         if not isinstance(two_sided, bool):
             raise ValueError(f"cusum.two_sided: expected true or false, got {two_sided!r}")
         if h is not None and values_per_false_alarm is not None:
@@ -126,7 +122,7 @@ class Cusum(Streaming):
         if values_per_false_alarm is not None:
             self.h = cusum_limit(values_per_false_alarm, k=self.k, two_sided=two_sided)
         else:
-            self.h = _within("cusum.h", 5.0 if h is None else h, 0.0, math.inf)
+            self.h = within("cusum.h", 5.0 if h is None else h, 0.0, math.inf)
         self.two_sided = two_sided
         self._up = self._down = 0.0
 
@@ -152,8 +148,8 @@ class Ewma(Streaming):
     def __init__(self, *, mean: float = 0.0, sd: float = 1.0, weight: float = 0.2, width: float = 3.0) -> None:
         super().__init__("ewma", {"mean": mean, "sd": sd, "weight": weight, "width": width})
         self.mean, self.sd = _standard("ewma", mean, sd)
-        self.weight = _within("ewma.weight", weight, 0.0, 1.0)
-        self.width = _within("ewma.width", width, 0.0, math.inf)
+        self.weight = within("ewma.weight", weight, 0.0, 1.0)
+        self.width = within("ewma.width", width, 0.0, math.inf)
         self.limit = 0.0
         self._average, self._values = 0.0, 0
 
@@ -179,8 +175,8 @@ def cusum_limit(values_per_false_alarm: float, *, k: float = 0.5, two_sided: boo
     an excursion, up to h or back to 0, over the share of them that pass h. Where fewer than 1,000 pass, ln(run length)
     goes on with slope 2k, Lundberg's exponent of a normal walk. Two-sided: the two sums alarm at the sum of their rates.
     """
-    _within("cusum.values_per_false_alarm", values_per_false_alarm, 2.0, 1e12, closed=True)
-    _within("cusum.k", k, 0.05, 10.0, closed=True)
+    within("cusum.values_per_false_alarm", values_per_false_alarm, 2.0, 1e12, closed=True)
+    within("cusum.k", k, 0.05, 10.0, closed=True)
     return _simulated_limit(float(values_per_false_alarm) * (2 if two_sided else 1), float(k))
 
 
@@ -215,92 +211,6 @@ def _simulated_limit(run_length: float, k: float) -> float:
     return (low + high) / 2
 
 
-def _page_hinkley(theirs: RiverDetector) -> float:
-    up, down = theirs._sum_increase - theirs._min_increase, theirs._max_decrease - theirs._sum_decrease
-    return float({"up": up, "down": down}.get(theirs.mode, max(up, down)))
-
-
-def _kswin(theirs: RiverDetector) -> float:
-    if not theirs.drift_detected and len(theirs.window) < theirs.window_size:
-        return 0.0                                         # not tested yet
-    return -math.log10(max(float(theirs.p_value), 10**-_LOG10_P_MAX))
-
-
-def _ddm(theirs: RiverDetector) -> float:
-    if theirs._p_min is None:
-        return 0.0
-    p = theirs._p.get()
-    above = p + math.sqrt(p * (1 - p) / theirs._p.n) - theirs._p_min
-    if theirs._s_min <= 0:
-        return _STATISTIC_MAX if above > 0 else 0.0
-    return float(min(above / theirs._s_min, _STATISTIC_MAX))
-
-
-def _eddm(theirs: RiverDetector) -> float:
-    if theirs._n_errors <= theirs.warm_start or theirs._p2s_prime_max <= 0:
-        return 0.0
-    gaps = theirs._error_distances
-    return float(max(0.0, 1 - (gaps.mean.get() + 2 * math.sqrt(gaps.get())) / theirs._p2s_prime_max))
-
-
-def _hddm_a(theirs: RiverDetector) -> float:
-    up = theirs._z.get() - theirs._x_min.get()
-    return float(max(up, theirs._x_max.get() - theirs._z.get()) if theirs.two_sided_test else up)
-
-
-def _hddm_w(theirs: RiverDetector) -> float:
-    def risen(before: RiverDetector, after: RiverDetector) -> float:
-        return float(after.ewma - before.ewma) if before.is_init and after.is_init else 0.0
-
-    up = risen(theirs._s1_incr, theirs._s2_incr)
-    return max(up, risen(theirs._s2_decr, theirs._s1_decr)) if theirs.two_sided_test else up
-
-
-def _fhddm(theirs: RiverDetector, share: float) -> float:
-    """`share` of ones in the window that was compared: the oldest of them is dropped before update returns."""
-    full = len(theirs._sliding_window) >= theirs.sliding_window_size - 1
-    return float(max(0.0, theirs._u_max - share)) if full else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Adapter:
-    """How one class of river is run.
-
-    statistic : of the detector after a value; None where the adapter has to know what went before (FHDDM)
-    limits    : lowest and highest value of an option, ends included       binary : takes 0 and 1 only
-    preset    : options that we set where the user does not; left_out : options that rebuilding cannot repeat
-    """
-
-    module: str
-    statistic: Callable[[RiverDetector], float] | None
-    limits: Mapping[str, tuple[float, float]]
-    binary: bool = False
-    preset: Mapping[str, object] | None = None
-    left_out: frozenset[str] = frozenset()
-
-
-_SHARE = (1e-12, 1 - 1e-12)                                 # more than 0, less than 1: both ends divide by nothing
-_COUNT, _SIZE, _POSITIVE = (0, 1e9), (1, 1e6), (1e-12, 1e12)
-_HDDM = {"drift_confidence": _SHARE, "warning_confidence": _SHARE, "lambda_val": _SHARE}
-_BINARY = "river.drift.binary"
-_RIVER: dict[str, _Adapter] = {
-    "ADWIN": _Adapter("river.drift", lambda theirs: float(theirs.estimation),
-                      {"delta": _SHARE, "clock": _SIZE, "max_buckets": (2, 1e6), "min_window_length": _SIZE,
-                       "grace_period": _COUNT}),
-    "PageHinkley": _Adapter("river.drift", _page_hinkley,
-                            {"min_instances": _SIZE, "delta": (0, 1e12), "threshold": _POSITIVE, "alpha": (1e-12, 1)}),
-    "KSWIN": _Adapter("river.drift", _kswin, {"alpha": _SHARE, "window_size": _SIZE, "stat_size": _SIZE, "seed": (0, 2**63)},
-                      preset={"seed": 0}, left_out=frozenset({"window"})),
-    "DDM": _Adapter(_BINARY, _ddm, {"warm_start": _COUNT, "warning_threshold": _POSITIVE, "drift_threshold": _POSITIVE},
-                    binary=True),
-    "EDDM": _Adapter(_BINARY, _eddm, {"warm_start": _COUNT, "alpha": (1e-12, 1), "beta": (1e-12, 1)}, binary=True),
-    "HDDMA": _Adapter(_BINARY, _hddm_a, _HDDM, binary=True),
-    "HDDMW": _Adapter(_BINARY, _hddm_w, _HDDM, binary=True),
-    "FHDDM": _Adapter(_BINARY, None, {"sliding_window_size": (2, 1e6), "confidence_level": _SHARE, "short_window_size": _SIZE},
-                      binary=True),
-}
-
-
 class River(Streaming):
     """A class of river behind our protocol, options by river's own names and defaults.
 
@@ -311,8 +221,8 @@ class River(Streaming):
 
     def __init__(self, name: str, options: Mapping[str, object]) -> None:
         super().__init__(name, options)
-        self._adapter = _RIVER[name.removeprefix("river:")]
-        self._theirs = _constructed(name, self._adapter, options)
+        self._adapter = ADAPTERS[name.removeprefix("river:")]
+        self._theirs = constructed(name, self._adapter, options)
 
     def _take(self, value: float) -> Step:
         theirs, adapter = self._theirs, self._adapter
@@ -328,7 +238,7 @@ class River(Streaming):
         theirs.update(value)
         drift = bool(theirs.drift_detected)
         warning = bool(getattr(theirs, "warning_detected", False)) and not drift
-        return Step(warning, drift, adapter.statistic(theirs) if adapter.statistic else _fhddm(theirs, share))
+        return Step(warning, drift, adapter.statistic(theirs) if adapter.statistic else fhddm(theirs, share))
 
 
 def detector(name: str, **options: Any) -> Streaming:
@@ -342,9 +252,9 @@ def detector(name: str, **options: Any) -> Streaming:
     """
     if name in ("cusum", "ewma"):
         maker = Cusum if name == "cusum" else Ewma
-        _known_options(name, options, list(inspect.signature(maker).parameters))
+        known_options(name, options, list(inspect.signature(maker).parameters))
         return maker(**options)
-    if name.removeprefix("river:") in _RIVER and name.startswith("river:"):
+    if name.removeprefix("river:") in ADAPTERS and name.startswith("river:"):
         return River(name, options)
     names = [method.name for method in METHODS]
     near = [known for known in names if known.split(":")[-1].lower() == name.split(":")[-1].replace("_", "").lower()]
@@ -352,73 +262,8 @@ def detector(name: str, **options: Any) -> Streaming:
     raise ValueError(f"{name}: expected the name of a streaming detector, got an unknown one; known: {', '.join(near)}")
 
 
-def _constructed(name: str, adapter: _Adapter, options: Mapping[str, object]) -> RiverDetector:
-    """river's detector with these options, each checked against the type of river's default."""
-    maker = getattr(_river(name, adapter.module), name.removeprefix("river:"))
-    signature = {option: parameter.default for option, parameter in inspect.signature(maker).parameters.items()
-                 if option not in adapter.left_out}
-    _known_options(name, options, list(signature))
-    for option, value in options.items():
-        default = signature[option]
-        where = f"{name}.{option}"
-        if isinstance(default, bool):
-            if not isinstance(value, bool):
-                raise ValueError(f"{where}: expected true or false, got {value!r}")
-        elif isinstance(default, str):
-            if not isinstance(value, str):
-                raise ValueError(f"{where}: expected a word such as {default!r}, got {value!r}")
-        elif not (value is None and default is None and option not in (adapter.preset or {})):
-            low, high = adapter.limits[option]
-            _within(where, value, low, high, closed=True)
-            if not isinstance(default, float) and value != int(value):  # type: ignore[call-overload]
-                raise ValueError(f"{where}: expected a whole number, got {value!r}")
-    chosen = {**(adapter.preset or {}), **options}
-    if name == "river:KSWIN" and _given(chosen, signature, "window_size") < 2 * _given(chosen, signature, "stat_size"):
-        raise ValueError(f"{name}.window_size: expected at least twice stat_size, so that as many values can be drawn from the "
-                         f"rest, got {chosen.get('window_size', signature['window_size'])}; enlarge it")
-    if name == "river:FHDDM" and (chosen.get("short_window_size") or 0) > _given(chosen, signature, "sliding_window_size"):  # type: ignore[operator]
-        raise ValueError(f"{name}.short_window_size: expected at most sliding_window_size, got {chosen['short_window_size']}")
-    try:
-        return maker(**chosen)
-    except (TypeError, ValueError) as error:               # what river itself checks: a mode, alpha >= beta
-        words = " ".join(str(error).split())
-        raise ValueError(f"{name}: expected options that river takes, got {dict(options)}; river says: {words}") from None
-
-
-def _given(chosen: Mapping[str, object], signature: Mapping[str, object], option: str) -> int:
-    return int(chosen.get(option, signature[option]))  # type: ignore[call-overload, no-any-return]
-
-
-def _river(name: str, module: str) -> ModuleType:
-    try:
-        # Imported by name: river need not be there for anything else here, nor for the type checker.
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{name}: expected the package river, got {error}; pip install 'tidemark[river]'") from None
-
-
-def _known_options(name: str, options: Iterable[str], known: list[str]) -> None:
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{name}.{option}: expected one of the options {', '.join(known)}, got an unknown one{meant}")
-
-
 def _standard(name: str, mean: object, sd: object) -> tuple[float, float]:
-    return _within(f"{name}.mean", mean, -VALUE_MAX, VALUE_MAX), _within(f"{name}.sd", sd, 0.0, VALUE_MAX)
-
-
-def _within(where: str, value: object, low: float, high: float, *, closed: bool = False) -> float:
-    """The number, if it lies between the bounds; a ValueError of one line if not."""
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if number and (low <= value <= high if closed else low < value < high):  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
-    if math.isinf(high):
-        bounds = f"above {low:g}"
-    else:
-        bounds = f"from {low:g} to {high:g}" if closed else f"between {low:g} and {high:g}"
-    raise ValueError(f"{where}: expected a number {bounds}, got {value!r}")
+    return within(f"{name}.mean", mean, -VALUE_MAX, VALUE_MAX), within(f"{name}.sd", sd, 0.0, VALUE_MAX)
 
 
 def _clipped(z: float) -> float:

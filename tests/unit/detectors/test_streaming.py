@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.method import Method
-from detectors.streaming import _RIVER, METHODS, Step, Streaming, cusum_limit, detector
+from detectors.streaming import METHODS, Step, Streaming, cusum_limit, detector
+from detectors.streaming_river import ADAPTERS
 
 NAMES = [method.name for method in METHODS]
 BINARY = [method.name for method in METHODS if method.kinds == {"boolean"}]
@@ -235,13 +236,13 @@ def test_a_wrong_name_or_option_is_one_line_that_names_what_is_known(name, optio
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", sorted(_RIVER))
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_every_number_among_rivers_options_has_limits(name):
     made = detector(f"river:{name}")
     parameters = inspect.signature(type(made._theirs)).parameters  # type: ignore[attr-defined]
     numbers_of = {option for option, parameter in parameters.items()
-                  if not isinstance(parameter.default, (bool, str)) and option not in _RIVER[name].left_out}
-    assert numbers_of <= set(_RIVER[name].limits)
+                  if not isinstance(parameter.default, (bool, str)) and option not in ADAPTERS[name].left_out}
+    assert numbers_of <= set(ADAPTERS[name].limits)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -261,5 +262,5 @@ def test_without_river_a_detector_says_which_extra_to_install(monkeypatch):
 
 def test_the_catalogue_has_every_detector_as_a_series_method():
     assert all(isinstance(method, Method) and method.source == "series" and not method.joint for method in METHODS)
-    assert {name.removeprefix("river:") for name in NAMES} == {*_RIVER, "cusum", "ewma"}
+    assert {name.removeprefix("river:") for name in NAMES} == {*ADAPTERS, "cusum", "ewma"}
     assert all(isinstance(detector(name), Streaming) for name in NAMES)
