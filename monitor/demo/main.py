@@ -15,32 +15,28 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 
 from monitor import config as configuration
-from monitor.demo.broker import API_VERSION, InProcessBroker
+from monitor.demo.broker import InProcessBroker
 from monitor.demo.serve import ServedModel, Serving
 from monitor.demo.view import SCORES_SHOWN, Scene, Story, story
+from monitor.demo.watching import DemoFailed, Watching
 from monitor.demo.world import PIXELS, Camera, write_events
 from monitor.errors import TidemarkError
 from monitor.flow import FINAL_STATES, Alarm, Evaluation, Launch
-
-if TYPE_CHECKING:
-    from monitor.pipeline import Stages
 
 #: Six partitions, since this broker keeps 5 MiB of each: together half a minute of events, if the machine is busy.
 MODEL, TOPIC, PARTITIONS = "digits", "digits.inference", 6
@@ -52,10 +48,6 @@ COLLECT_EVENTS = 8_000
 QUIET_PANES = 15
 #: Seconds that the serving side gets to take up a promoted model before the new reference judges.
 SETTLE_SECONDS = 2.0
-
-
-class DemoFailed(TidemarkError):
-    """The loop did not close; the text says what did not happen."""
 
 
 @dataclass(frozen=True)
@@ -94,84 +86,6 @@ def run_demo(options: Options, teller: Story | None = None) -> int:
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass
-class Watching:
-    """The service in its thread.
-
-    decided : every decided pane, for the director          failure : what ended the thread, if anything did
-    """
-
-    config: configuration.Config
-    decided: queue.SimpleQueue[Evaluation] = field(default_factory=queue.SimpleQueue)
-    stages: Stages | None = None
-    failure: BaseException | None = None
-    address: str = ""
-    _ready: threading.Event = field(default_factory=threading.Event)
-
-    def start(self) -> None:
-        """Build and run the service; returns when it reads the topic."""
-        self._thread = threading.Thread(target=self._run, name="tidemark", daemon=True)
-        self._thread.start()
-        self._ready.wait(30)
-        self.check()
-
-    def check(self) -> None:
-        """Raise what ended the thread."""
-        if self.failure is not None:
-            raise DemoFailed(f"the service ended: {type(self.failure).__name__}: {self.failure}") from self.failure
-
-    def stop(self) -> None:
-        """Commit and end, and with us a training that still runs."""
-        if self.stages is not None:
-            self.stages.stop()
-            self._thread.join(15)
-            launch = self.launch()
-            if launch is not None and launch.state in ("submitted", "running"):
-                self.stages.retraining.launchers[MODEL].cancel(launch)
-
-    def launch(self) -> Launch | None:
-        """The newest launch."""
-        return next(reversed(list(self.stages.trigger.ledger.launches.values())), None) if self.stages else None
-
-    def alarms(self) -> list[Alarm]:
-        """Every alarm so far; also the clearing at a cut-over, which no pane decided."""
-        return list(self.stages.alarms) if self.stages else []
-
-    def lag(self) -> int:
-        """Events in the topic that are not yet read."""
-        return sum(self.stages.source.lag().values()) if self.stages else 0
-
-    def _run(self) -> None:
-        """All of the service lives in this thread: a connection to SQLite belongs to the one that opened it."""
-        from monitor.expose.api import Server, application
-        from monitor.expose.exporter import Exporter
-        from monitor.expose.page.routes import routes as page_routes
-        from monitor.expose.report import routes as report_routes
-        from monitor.ingest.kafka import KafkaSource
-        from monitor.service import build
-
-        server = None
-        try:
-            exporter = Exporter(self.config.limits.series)
-            pages = [*page_routes(exporter, reports=True), *report_routes(exporter)]
-            server = Server(application(exporter, more=pages), *configuration.listen_address(self.config.service.listen))
-            server.start()
-            self.address = f"http://{server.host}:{server.port}/"
-            source = KafkaSource(self.config.kafka, [TOPIC], api_version=API_VERSION)
-            self.stages = build(self.config, source=source, exporter=exporter, on_evaluation=self.decided.put)
-            self._ready.set()
-            try:
-                self.stages.run()
-            finally:
-                self.stages.close()
-        except BaseException as error:                   # the director ends the demo with it
-            self.failure = error
-        finally:
-            self._ready.set()
-            if server is not None:
-                server.stop()
 
 
 class Demo:
