@@ -15,7 +15,7 @@ from monitor.flow import Launch
 from monitor.ingest import connection, outage
 from monitor.retrain.launchers import kubernetes_client
 from monitor.retrain.launchers.kubernetes import KubernetesJobs
-from tests.conftest import missing, wait_until
+from tests.conftest import missing, package, wait_until
 from tests.integration.reading import TRANSPORTS
 from tests.k8s.control_plane import ControlPlane, definitions, why_not
 
@@ -71,7 +71,7 @@ def training(cluster: ControlPlane) -> Iterator[str]:
     # A pod that is left waiting would take the next test's GPU.
     cluster.request("DELETE", f"/apis/batch/v1/namespaces/{namespace}/jobs", propagationPolicy="Background")
     cluster.request("DELETE", f"/api/v1/namespaces/{namespace}/pods", gracePeriodSeconds="0")
-    wait_until(lambda: not cluster.request("GET", f"/api/v1/namespaces/{namespace}/pods")["items"], 30, "the pods' removal")
+    wait_until(lambda: not cluster.request("GET", f"/api/v1/namespaces/{namespace}/pods")["items"], 60, "the pods' removal")
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +112,8 @@ def launch() -> Launch:
 @pytest.fixture(params=list(TRANSPORTS))
 def opened(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """Opens sources of each transport (`opened(kafka, topics)`), which are closed with the test."""
+    if request.param == "librdkafka":
+        package("confluent_kafka")
     sources: list[Any] = []
 
     def make(*args: Any, **options: Any) -> Any:

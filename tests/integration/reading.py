@@ -4,6 +4,7 @@ import time
 
 from monitor.config import Kafka
 from monitor.ingest.kafka import KafkaSource
+from monitor.ingest.librdkafka import LibrdkafkaSource
 
 WAIT_SECONDS = 90
 
@@ -15,7 +16,7 @@ WAIT_SECONDS = 90
 #: - records that retention took are in `Batch.lost`, a log that was cut back or made anew is SourceFailed;
 #: - away brokers, wrong passwords, corrupt bytes end no source that has read: empty batches with `away`, one log line;
 #: - `connection.METADATA_SECONDS`, `connection.REQUEST_SECONDS` and `outage.GRACE_SECONDS` are read when it is made.
-TRANSPORTS = {"kafka-python": KafkaSource}
+TRANSPORTS = {"kafka-python": KafkaSource, "librdkafka": LibrdkafkaSource}
 
 
 class Reading:

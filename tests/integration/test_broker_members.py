@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from monitor.config import Kafka
-from tests.conftest import CHECKOUT, Process, wait_until
+from tests.conftest import CHECKOUT, Process, package, wait_until
 from tests.integration.member import Member, counted
 from tests.integration.reading import TRANSPORTS, Reading, has, numbers, quick
 
@@ -46,6 +46,8 @@ def whole(ranges):
 
 @pytest.fixture(params=list(TRANSPORTS))
 def transport(request):
+    if request.param == "librdkafka":
+        package("confluent_kafka")
     return request.param
 
 

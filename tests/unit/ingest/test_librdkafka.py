@@ -90,3 +90,69 @@ def test_every_security_option_reaches_the_client():
                 "ssl.certificate.location": "own.pem", "ssl.endpoint.identification.algorithm": "none"}
     assert expected.items() <= settings.items()
     assert "ssl.ca.location" not in librdkafka.client_settings(Kafka(bootstrap_servers=["a:1"]), None)
+
+
+class Told:
+    """A consumer that tells an error once, behind so many messages of a turn."""
+
+    def __init__(self, consumer, behind, **error):
+        self._consumer, self._behind, self._error = consumer, behind, error
+
+    def __getattr__(self, name):
+        return getattr(self._consumer, name)
+
+    def consume(self, count, seconds):
+        messages = self._consumer.consume(count, seconds)
+        if len(messages) > self._behind and self._error:
+            library = package("confluent_kafka")
+            error = library.KafkaError(self._error["code"], self._error["words"])
+            messages.insert(self._behind, library.Message(topic=messages[0].topic(), partition=messages[0].partition(),
+                                                          offset=messages[self._behind].offset(), error=error))
+            self._error = {}
+        return messages
+
+
+def test_what_the_client_reads_behind_a_damaged_batch_is_not_taken_before_the_batch_itself_is(broker, caplog):
+    topic = broker.create_topic("t", 1)
+    fill(broker, topic, 0, 50, 1)
+    source = librdkafka.LibrdkafkaSource(
+        Kafka(bootstrap_servers=[broker.bootstrap_servers], session_timeout_seconds=1), [topic])
+    try:
+        source._client.consumer = Told(source._client.consumer, 20, code=package("confluent_kafka").KafkaError._BAD_MSG,
+                                       words="MessageSet at offset 20 failed CRC32C check")
+        assert read(source, 50)[1] == {0: [*range(50)]}
+    finally:
+        source.close()
+    (said,) = [record.error for record in caplog.records if record.getMessage() == "Kafka does not answer; trying again."]
+    assert said.startswith("topic 't' partition 0: record batch at offset 20 failed crc check")
+
+
+def test_a_log_that_was_cut_back_is_refused(broker):
+    topic = broker.create_topic("t", 1)
+    fill(broker, topic, 0, 50, 1)
+    source = librdkafka.LibrdkafkaSource(Kafka(bootstrap_servers=[broker.bootstrap_servers]), [topic])
+    try:
+        source._client.consumer = Told(source._client.consumer, 20, code=package("confluent_kafka").KafkaError._LOG_TRUNCATION,
+                                       words="Partition log truncation detected: broker end offset is 7")
+        with pytest.raises(SourceFailed, match=r"partition 0: expected the log that was read up to offset 0, got one that was "):
+            read(source, 50)
+    finally:
+        source.close()
+
+
+def test_who_has_no_broker_for_long_asks_as_a_new_client_does(broker, monkeypatch):
+    monkeypatch.setattr(librdkafka, "_CUT_OFF_SECONDS", 0.1)
+    monkeypatch.setattr("monitor.ingest.outage.GRACE_SECONDS", 0.1)
+    topic = broker.create_topic("t", 1)
+    fill(broker, topic, 0, 5, 1)
+    source = librdkafka.LibrdkafkaSource(Kafka(bootstrap_servers=[broker.bootstrap_servers]), [topic])
+    try:
+        batches = iter(source)
+        assert read(batches, 5)[1] == {0: [*range(5)]}
+        broker.close()
+        for turn, batch in enumerate(batches):
+            assert turn < 60
+            if batch.away.startswith("kafka.bootstrap_servers: expected a Kafka broker, got 127.0.0.1:"):
+                break                               # the words of an attempt to make a client anew
+    finally:
+        source.close()
