@@ -50,8 +50,8 @@ components: setup  ## Real servers for the tests: Kafka, Prometheus, Kubernetes 
 demo: setup  ## The whole loop on embedded parts: drift, alarm, retraining, promotion, quiet again (under 3 minutes)
 	@$(BIN)/tidemark demo $(ARGS)
 
-test: components lint  ## Everything that is checked, as CI does
-	@$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test: components lint  ## Everything that is checked, as CI does; ARGS="tests/unit -k words" for some of it
+	@$(BIN)/python -m $(if $(strip $(ARGS)),pytest,tests.streams) -m "not gpu" $(ARGS)
 
 crash: components  ## The service killed 1,000 times on a real broker (about 20 minutes); TIDEMARK_KILLS, TIDEMARK_SEED
 	@TIDEMARK_REQUIRE=all TIDEMARK_KILLS=$${TIDEMARK_KILLS:-1000} TIDEMARK_DAMAGES=$${TIDEMARK_DAMAGES:-1000} \

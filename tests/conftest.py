@@ -10,7 +10,10 @@ started are ended, by their handle. TIDEMARK_CACHE and `tests/setup_components.s
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import itertools
 import os
 import re
 import secrets
@@ -45,11 +48,42 @@ def package(name: str) -> Any:
         pytest.skip(f"package {name}: {error}", allow_module_level=True)
 
 
+#: Ports that one process of tests hands out in turn: far fewer are asked for within the life of any server.
+PORTS = 500
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """The ports of a block that is this process's own until it ends, over and over.
+
+    They lie below those that the system gives to outgoing connections, so that a port which was free a moment ago is not
+    taken by some client in between; and a name in the system's abstract sockets, which ends with the process, keeps other
+    processes of tests away from the block.
+    """
+    lowest_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for first in range(10_500, lowest_outgoing - PORTS, PORTS):     # from above 10080, which browsers refuse
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0tidemark-tests-{first}")
+        except OSError:                             # another process's
+            claim.close()
+            continue
+        _claims.append(claim)
+        return itertools.cycle(range(first, first + PORTS))
+    return itertools.repeat(0)                      # no block is left: any port of the system's
+
+
+#: What keeps the block of this process.
+_claims: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on, and that nobody else is given meanwhile (see `_ports`)."""
+    for port in _ports():
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return int(s.getsockname()[1])
+    raise AssertionError("the ports never end")
 
 
 class Process:
@@ -89,8 +123,35 @@ class Process:
         self.popen.wait()
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 30, what: str = "the condition") -> Any:
-    """The first true value that `condition` gives, asked every 20 ms; TimeoutError after `timeout` seconds."""
+class Stopwatch:
+    """Seconds that something takes on a machine of its own, as far as that can be told on a shared one.
+
+    What other programs kept its processors busy with since is taken off; what this test and the processes that it has
+    waited for did is not. A wait, on the clock or on a lock, counts in full.
+    """
+
+    def __init__(self) -> None:
+        self._begun, self._others = time.monotonic(), self._of_others()
+
+    def seconds(self) -> float:
+        """The seconds since it was made."""
+        return time.monotonic() - self._begun - max(0.0, self._of_others() - self._others)
+
+    @staticmethod
+    def _of_others() -> float:
+        """Processor seconds of all others since the machine began, for each processor."""
+        lines = Path("/proc/stat").read_text().splitlines()
+        user, nice, system, _, _, irq, softirq, steal, *_ = map(int, lines[0].split()[1:])
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        ours = sum(os.times()[:4])
+        return (busy - ours) / max(1, sum(re.match(r"cpu\d", line) is not None for line in lines))
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "the condition") -> Any:
+    """The first true value that `condition` gives, asked every 20 ms; TimeoutError after `timeout` seconds.
+
+    The time only bounds how long a failure takes, so it is far more than a busy machine needs.
+    """
     end = time.monotonic() + timeout
     while True:
         if value := condition():

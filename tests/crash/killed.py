@@ -1,4 +1,4 @@
-"""The service as a program that is killed (SIGKILL) at a named step: `python killed.py STEP CALL -- run -c FILE`.
+"""How a process of the service is told to kill itself (SIGKILL) at a named step: `kill_at(STEP, CALL)` before it begins.
 
 The steps are the boundaries of the pipeline's loop; nothing of the service knows about them. `STEP` is a name of STEPS
 with `:before` or `:after`, `CALL` the number of the call, from 1.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
-from monitor import cli
 from monitor.cutover import CutOver
 from monitor.decide.policy import Judge, Policy
 from monitor.ingest.deadletters import DeadLetters
@@ -50,8 +48,3 @@ def kill_at(step: str, call: int) -> None:
         return result
 
     setattr(owner, attribute, counted)
-
-
-if __name__ == "__main__":
-    kill_at(sys.argv[1], int(sys.argv[2]))
-    sys.exit(cli.main(sys.argv[4:]))

@@ -73,9 +73,9 @@ class Warm:
         self._popen = subprocess.Popen([sys.executable, "-m", "tests.crash.warm"], cwd=CHECKOUT, text=True, bufsize=1,
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def fork(self, argv: list[str], log: Path, board: Path) -> int:
+    def fork(self, argv: list[str], log: Path, board: Path | None = None, kill: tuple[str, int] | None = None) -> int:
         assert self._popen.stdin is not None
-        self._popen.stdin.write(json.dumps({"argv": argv, "log": str(log), "board": str(board)}) + "\n")
+        self._popen.stdin.write(json.dumps({"argv": argv, "log": str(log), "board": board and str(board), "kill": kill}) + "\n")
         return int(self._answer()["pid"])
 
     def code(self) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import Process, free_port, wait_until
+from tests.conftest import Process, Stopwatch, free_port, wait_until
 from tests.crash import world
 
 #: What the service has to end in; a cluster waits three times as long before it kills.
@@ -52,12 +52,12 @@ class Service:
 
     def end(self, number):
         """Its exit code, and the seconds that it took."""
-        asked = time.monotonic()
+        watch = Stopwatch()
         self.running.popen.send_signal(number)
         code = self.running.popen.wait(60)
         self.running.stop()
         assert "Traceback" not in self.text(), self.text()[-2000:]
-        return code, time.monotonic() - asked
+        return code, watch.seconds()
 
 
 def read(folder):

@@ -2,7 +2,8 @@
 
 A life is the real command (`tidemark run -c FILE`) in a process of its own; it only skips the 2 s that Python needs for
 imports, so that hundreds of kills fit into a test. It reads lines `{"argv": [...], "log": PATH, "board": PATH}` and
-answers each with `{"pid": N}`, and with `{"code": N}` when that process has ended (-9: SIGKILL).
+answers each with `{"pid": N}`, and with `{"code": N}` when that process has ended (-9: SIGKILL). With `"kill": [STEP, CALL]`
+the life ends itself there (tests.crash.killed).
 
 The board is a small shared file on which a life notes in which phase it is, so that whoever kills it can aim, and can say
 afterwards what was hit. The kill itself comes from outside, at any instruction, inside SQLite and the kernel, too.
@@ -21,6 +22,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.crash import killed
 
 PHASES = ("start", "read", "count", "judge", "letters", "capture", "files", "transaction", "forget", "outbox", "snapshot",
           "launch", "cutover", "ending", "ended")
@@ -115,7 +118,10 @@ def live(life: dict[str, Any]) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     random.seed()                                   # jitter must not be the same in every life
-    noted(Board(life["board"]))
+    if life.get("board"):
+        noted(Board(life["board"]))
+    if life.get("kill"):
+        killed.kill_at(*life["kill"])
     return cli.main(life["argv"])
 
 

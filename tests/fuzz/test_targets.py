@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import CHECKOUT, package
+from tests.conftest import CHECKOUT, Process, package, wait_until
 from tests.fuzz import seeds
 from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
 #: Inputs per target in the normal run: seconds each, on a busy machine. `make fuzz` gives them as long as one likes.
 EXAMPLES = {"state": 8, "reference": 25, "holdout": 25, "result": 40, "decode": 60, "http": 60, "files": 60}
-#: And under atheris, where starting and instrumenting takes most of the time.
+#: And under atheris, where starting takes most of the time.
 RUNS = {"state": 10, "reference": 60, "holdout": 60, "http": 150}
 
 
@@ -50,12 +51,30 @@ def test_bytes_and_spoilt_seeds_do_no_more_than_is_promised(name):
     holds()
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_a_target_runs_under_atheris_and_finds_nothing(name, tmp_path):
+@pytest.fixture(scope="module")
+def atheris_logs(tmp_path_factory):
+    """The folder where each target's process leaves its log: one after the other, from one parent that instruments once."""
     package("atheris")
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.drive", name, f"-runs={RUNS.get(name, 400)}", "-seed=1", "-max_total_time=20",
-         "-max_len=4000", f"-artifact_prefix={tmp_path}/", str(tmp_path)], cwd=CHECKOUT, capture_output=True, text=True,
-        errors="replace", timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert ended.returncode == 0, ended.stderr[-3_000:]
-    assert "INITED" in ended.stderr, "libFuzzer has not begun"
+    folder = tmp_path_factory.mktemp("atheris")
+    (folder / "new").mkdir()
+    runs = ",".join(f"{name}={RUNS.get(name, 400)}" for name in TARGETS)
+    parent = Process([sys.executable, "-m", "tests.fuzz.drive", runs, folder, "-seed=1", "-max_total_time=20", "-max_len=4000",
+                      f"-artifact_prefix={folder}/", folder / "new"], folder / "parent.txt", cwd=CHECKOUT,
+                     env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    yield folder, parent
+    with contextlib.suppress(ProcessLookupError):   # its target's process with it
+        os.killpg(parent.popen.pid, signal.SIGKILL)
+    parent.stop()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_runs_under_atheris_and_finds_nothing(name, atheris_logs):
+    folder, parent = atheris_logs
+    log = folder / f"{name}.log"
+
+    def text():
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    wait_until(lambda: "\nexit code " in text() or parent.popen.poll() is not None, 280, f"the end of {name}")
+    assert text().endswith("\nexit code 0\n"), text()[-3_000:] or (folder / "parent.txt").read_text()[-3_000:]
+    assert "INITED" in text(), "libFuzzer has not begun"

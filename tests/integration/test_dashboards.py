@@ -147,6 +147,14 @@ class Prometheus:
         except HTTPError as error:
             raise AssertionError(json.load(error)["error"]) from None
 
+    def is_ready(self):
+        """It listens before it answers."""
+        try:
+            with _OPEN(self.base.replace("/api/v1", "/-/ready"), timeout=30):
+                return True
+        except OSError:
+            return False
+
     def over_time(self, expr):
         """The result of a range query over everything that was scraped."""
         [(_, now)] = [self.get("query", query="time()")["result"]]
@@ -166,10 +174,11 @@ def prometheus(prometheus_binary, tmp_path_factory):
     try:
         process.wait_port(port)
         server = Prometheus(port)
+        wait_until(server.is_ready, what="Prometheus being ready")
         wait_until(lambda: any(launch.state == "promoted" for launch in run.launches()), 90, "a promotion")
         wait_until(lambda: server.get("query", query='tidemark_launches_total{outcome="promoted"} == 1')["result"], 30,
                    "the promotion being scraped")
-        wait_until(lambda: server.get("query", query='tidemark_reference_info{version!="1"}')["result"], 30, "the new reference")
+        wait_until(lambda: server.get("query", query='tidemark_reference_info{version!="1"}')["result"], 60, "the new reference")
         wait_until(lambda: server.get("query", query="tidemark_report_seconds_count > 0")["result"], 120, "a report")
         yield server
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import ProxyHandler, build_opener
 
@@ -88,7 +87,7 @@ def answers(url: str) -> bool:
     try:
         with _OPEN(url, timeout=10):
             return True
-    except HTTPError:
+    except OSError:                                 # it starts
         return False
 
 

@@ -86,7 +86,7 @@ def watched(folder: Path, kafka_broker, topic: str, order: str, shared_data: Pat
 
         found = wait_until(read_all, 240, "all events decided")
         service.popen.send_signal(signal.SIGTERM)
-        assert service.popen.wait(15) == 0
+        assert service.popen.wait(60) == 0
     finally:
         service.stop()
     return found
