@@ -7,9 +7,10 @@
 Each scenario (`soak_world`) runs the whole service in a process of its own over records that are made in place: decoding,
 panes, decisions, further detectors, capture, launches, dead letters, store, exposition. It asks for what operations.md
 promises: resident memory at most what the formula says for the configuration (`monitor.sizing`), and flat: of the second
-half, the slope over events with its 95 % interval from block differences; open files and threads flat. Where the half has
-filled what a week of panes fills (`--pane-events` makes panes smaller and so more), also the state file and every container
-in the service: none may be larger at the end.
+half, the slope over events with its 95 % interval from block differences; open files and threads flat; and every container
+in the service: one that grows from the half to three quarters and from there to the end must have a stated bound (`BOUNDS`)
+and be below it. Where the half has filled what a week of panes fills (`--pane-events` makes panes smaller and so more), the
+state file, too.
 """
 
 from __future__ import annotations
@@ -24,17 +25,23 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.soak_world import PARTITIONS, SCENARIOS, Endless, Scenario, configuration, sized
+from detectors.ring import PANES_MAX
 from monitor.config import parse
+from monitor.decide.quality import HISTORY_PANES
+from monitor.display import ALARMS_SHOWN
+from monitor.expose.history import PANES_KEPT
 from monitor.flow import Batch
 from monitor.pipeline import Stages
+from monitor.retrain.ledger import DECISIONS_MAX, ENTRIES_MAX, KEPT
 from monitor.service import build, watched
 from monitor.sizing import MIB, sizing
 
@@ -46,9 +53,18 @@ GROWTH_MAX = 0.03
 FULL_PANES = 12_600
 #: Of the state file, once it is full.
 FILE_GROWTH_MAX = 0.05
-#: A container grew when it has so many more entries at the end than at the half: one in a dozen panes. The hundred latest
-#: alarms fill more slowly than that; launches, which are all kept, too.
-CONTAINER_GROWTH = 1_000
+#: A container grew when it has so many more entries at three quarters than at the half, and again at the end: one in a
+#: hundred panes of a full run, and fewer than the alarms of it. What goes up and down hardly does both.
+CONTAINER_GROWTH = 25
+#: Where a container may still be filling: a part of the way to it, and how many entries it has at most for each model. What its
+#: entries hold themselves may be `WITHIN` times as many.
+BOUNDS: Mapping[str, int] = {
+    ".history{}": PANES_KEPT, "._history{}._kept": PANES_KEPT, ".rates": HISTORY_PANES, ".rings": PANES_MAX + 1,
+    ".alarms": ALARMS_SHOWN,
+    ".ledger._decisions": DECISIONS_MAX, ".ledger._entries": ENTRIES_MAX, ".decided": DECISIONS_MAX, ".audit": ENTRIES_MAX,
+    ".ledger._launches": sum(KEPT.values()), ".ledger._of_model": sum(KEPT.values()), ".launches": sum(KEPT.values()),
+}
+WITHIN = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +100,9 @@ class Watcher:
         return getattr(self.source, name)
 
     def look(self) -> None:
-        """One measurement; at the half and at the end also of every container."""
+        """One measurement; at the half, at three quarters and at the end also of every container."""
         assert self.stages is not None
-        if len(self.points) in (POINTS // 2, POINTS - 1):
+        if len(self.points) in (POINTS // 2, POINTS * 3 // 4, POINTS - 1):
             gc.collect()
             self.sizes.append(containers(self.stages))
         state = self.folder / "state.db"
@@ -131,6 +147,21 @@ def containers(root: object) -> Counter[str]:
     return found
 
 
+def grown(sizes: Sequence[Counter[str]], models: int) -> dict[str, int]:
+    """Containers that grew at every look, by how much in all, without those that are below a bound of theirs."""
+    found = {path: sizes[-1][path] - sizes[0][path] for path in sizes[-1]
+             if all(later[path] - earlier[path] >= CONTAINER_GROWTH for earlier, later in pairwise(sizes))}
+    return {path: more for path, more in sorted(found.items(), key=lambda item: -item[1])
+            if sizes[-1][path] > bound(path, models)}
+
+
+def bound(path: str, models: int) -> int:
+    """The most entries that a container on this way has over all models; 0 where none is stated."""
+    stated = [entries * models * (1 if path.endswith(part) else WITHIN) for part, entries in BOUNDS.items()
+              if path.endswith(part) or f"{part}[" in path or f"{part}{{" in path]
+    return max(stated, default=0)
+
+
 def slope(points: Sequence[Point]) -> tuple[float, float, float]:
     """Growth of resident memory over these points, bytes, with the ends of its 95 % interval.
 
@@ -156,15 +187,15 @@ def run(one: Scenario, events: int, folder: Path, *, quiet: bool = False) -> dic
         decided = sum(stream.decided_panes for stream in stages.panes.streams.values())
         counted = sum(stream.outcomes["counted"] for stream in stages.panes.streams.values())
         alarms, launches = len(stages.alarms), len(stages.trigger.ledger.launches)
-        grown = watcher.sizes[-1] - watcher.sizes[0] if len(watcher.sizes) > 1 else Counter()
+        more = grown(watcher.sizes, one.models)
     finally:
         stages.close()
-    return verdict(one, watcher, allowed.bytes, decided, grown) | {
+    return verdict(one, watcher, allowed.bytes, decided, more) | {
         "counted": counted, "alarms_shown": alarms, "launches": launches,
         "seconds": round(time.monotonic() - watcher.began, 1)}
 
 
-def verdict(one: Scenario, watcher: Watcher, allowed: int, decided: int, grown: Counter[str]) -> dict[str, Any]:
+def verdict(one: Scenario, watcher: Watcher, allowed: int, decided: int, more: Mapping[str, int]) -> dict[str, Any]:
     """The figures of a run, and under `wrong` each promise that they break."""
     warm = watcher.points[len(watcher.points) // 2:]
     peak = max(point.resident for point in watcher.points)
@@ -175,8 +206,7 @@ def verdict(one: Scenario, watcher: Watcher, allowed: int, decided: int, grown: 
     if low > 0 and high > GROWTH_MAX * warm[0].resident:
         wrong.append(f"resident memory grew by {mean / MIB:.1f} [{low / MIB:.1f}, {high / MIB:.1f}] MiB in the second half")
     full = decided / one.models >= 2 * FULL_PANES
-    wrong += [f"{name}: {count} more entries at the end than at the half" for name, count in grown.most_common(8)
-              if count >= CONTAINER_GROWTH and full]
+    wrong += [f"{name}: {count} more entries at the end than at the half" for name, count in list(more.items())[:8]]
     for what, values in (("open files", [point.files_open for point in warm]), ("threads", [point.threads for point in warm])):
         if values[-1] > values[0] + 2:
             wrong.append(f"{what}: {values[0]} at the half, {values[-1]} at the end")
@@ -188,7 +218,7 @@ def verdict(one: Scenario, watcher: Watcher, allowed: int, decided: int, grown: 
         "growth_mib": [round(value / MIB, 2) for value in (mean, low, high)],
         "state_mib": [round(warm[0].file / MIB, 1), round(warm[-1].file / MIB, 1)], "full": full,
         "files_open": [warm[0].files_open, warm[-1].files_open], "threads": [warm[0].threads, warm[-1].threads],
-        "series": [warm[0].series, warm[-1].series], "grown": dict(grown.most_common(5)), "wrong": wrong,
+        "series": [warm[0].series, warm[-1].series], "grown": dict(list(more.items())[:8]), "wrong": wrong,
     }
 
 

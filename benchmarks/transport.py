@@ -18,7 +18,7 @@ from itertools import count
 
 from kafka import KafkaConsumer
 
-from benchmarks.measure import Bench
+from benchmarks.measure import Bench, ratio_of
 from benchmarks.topic import Topic, Topics
 from monitor import config as configuration
 from monitor.demo.broker import API_VERSION
@@ -83,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         del theirs, own
         turns = [(bare(topics.servers, topic)[0], ours(topics.servers, topic)[0]) for _ in range(bench.repeat)]
     slow, fast = statistics.median(a for a, _ in turns), statistics.median(b for _, b in turns)
-    bench.bound(name, slow / fast, at_least=0.9,
-                detail=f"poll {slow / topic.events * 1e9:.0f} ns, ours {fast / topic.events * 1e9:.0f} ns an event")
+    ratio, words = ratio_of(turns)
+    bench.bound(name, ratio, at_least=0.9,
+                detail=f"poll {slow / topic.events * 1e9:.0f} ns, ours {fast / topic.events * 1e9:.0f} ns an event, {words}")
     return bench.finish()
 
 

@@ -223,6 +223,13 @@ def _service(settings: Settings) -> tuple[Alert, ...]:
             "goes on where it stopped. Do: look at the process or the pod and at its last log lines.",
             waits="2m"),
         _told(
+            "TidemarkSourceAway", f"min {by()} ({metrics.SOURCE.name}) == 0", "critical",
+            "The service cannot read its brokers.",
+            "tidemark (job {{ $labels.job }}) has not reached the brokers for five minutes, was refused by them, or found no "
+            "leader: nothing is read or judged, and the lag cannot be seen. Nothing is lost while the topics keep their records. "
+            "Do: the log and /api/v1/monitors say why; `tidemark doctor` asks the brokers itself.",
+            waits="5m"),
+        _told(
             "TidemarkNotReady", f"max {by()} ({metrics.READY.name}) == 0", "critical",
             "The service runs, but is not ready.",
             "tidemark (job {{ $labels.job }}) answers but has not begun to read for ten minutes. Do: ask /-/ready, which says "

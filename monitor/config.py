@@ -115,6 +115,7 @@ class Limits(Struct, forbid_unknown_fields=True, frozen=True):
     """Every bound that protects the process; beyond one something is refused and counted, nothing grows."""
 
     message_bytes: Positive = 1_048_576
+    unpacked_bytes: Positive = 16_777_216
     columns: Positive = 2_000
     open_panes: Positive = 500
     memory_mb: Positive = 2_048
@@ -136,6 +137,7 @@ class SchemaColumn(Struct, forbid_unknown_fields=True, frozen=True):
 class Schema(Struct, forbid_unknown_fields=True, frozen=True):
     """How to read an event; by default every column of the reference is a top-level key of its own name."""
 
+    format: Literal["json", "arrow"] = "json"
     prefix: str = ""
     timestamp: str | None = None
     timestamp_unit: Literal["seconds", "milliseconds", "iso8601"] = "milliseconds"

@@ -153,6 +153,9 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "Limits": {
         "message_bytes": ("bytes", "A larger record is refused unread, with the reason `too_large`. 1 MiB is what a broker "
                                    "takes by default."),
+        "unpacked_bytes": ("bytes", "An Arrow message whose buffers unpack to more, or whose rows take more as columns, is "
+                                    "refused unread, with the reason `too_large`; and about so much is decoded at a time. "
+                                    "16 MiB: 95,000 events of 20 columns, 2,000 of 1,000."),
         "columns": ("columns", "Most columns of one monitor; more are refused at start. 2,000: beyond, a pane's scan takes "
                                "longer than people wait for a page."),
         "open_panes": ("panes", "How far one partition may be read ahead of the slowest, and so how many panes one monitor "
@@ -206,6 +209,9 @@ FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "options": ("", "Its own parameters by name, such as `delta` of `river:ADWIN`. None: its authors' defaults."),
     },
     "Schema": {
+        "format": ("", "What a message is: `json`, one event as a JSON object; or `arrow`, many events as an Arrow IPC stream "
+                       "(docs/arrow.md). JSON, since most producers write it; it is not guessed, so that a producer that "
+                       "changes is a fault that is told."),
         "prefix": ("", "Dotted path of the object that holds the columns, such as `features`. None: columns are top-level "
                        "keys."),
         "timestamp": ("", "Path of the event time. Without one, the time that Kafka keeps with each record."),

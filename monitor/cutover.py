@@ -29,7 +29,7 @@ from monitor.reporting import sampling_of
 from monitor.retrain.launch import Retraining
 from monitor.retrain.ledger import Ledger, launch_to_json
 from monitor.state.panes import NO_PANE, Panes, Stream
-from monitor.state.retention import forget_old_versions
+from monitor.state.retention import forget_old_references, forget_old_versions
 from monitor.state.store import Store
 
 log = logging.getLogger("tidemark")
@@ -116,6 +116,7 @@ class CutOver:
             self.store.forget_open(db, stream.model, stream.version)
             forget_old_versions(db, stream, old.last_decided)
             self.save(db, stream)
+            forget_old_references(db, self.ledger.digests() | {old.reference.digest})
             moved = self.ledger.launches[launch.id]
             self.store.save_launch(db, moved.id, moved.model, launch_to_json(moved))
         self.ledger.clear_changed(moved)
@@ -125,10 +126,9 @@ class CutOver:
 
     def _begun(self, stream: Stream, previous: PolicyState) -> PolicyState:
         """Nothing fires. A version that comes back goes on numbering its episodes: their numbers name alarms and launches."""
-        alarms = (msgspec.json.decode(document, type=_Numbered) for document in self.store.history("alarms", stream.model))
-        named = [(one.version, one.episode) for one in alarms]
-        named += [(launch.version, launch.episode) for launch in self.ledger.of_model(stream.model)]
-        known = [episode for version, episode in named if version == stream.version]
+        told = (msgspec.json.decode(document, type=_Numbered)
+                for table in ("alarms", "launches") for document in self.store.each(table, stream.model))
+        known = (one.episode for one in told if one.version == stream.version)
         return PolicyState(alarm=Machine(episode=max(known, default=0)), alarms_total=previous.alarms_total)
 
     def _observe_anew(self, stream: Stream) -> None:

@@ -168,6 +168,8 @@ class Display:
             reports={} if self.reports is None else self.reports.counts(stream.model),
             policy=self._policy(stream, now) if configured.launcher else None,
             capture=None if capture is None else (capture.waiting_bytes, capture.dropped),
+            ended=dict(self.trigger.ledger.ended_before(stream.model)),
+            calls_failed=dict(self.trigger.ledger.calls_failed_before(stream.model)),
             **({} if self.observer is None else self.observer.counts(stream.model)),
         )
 

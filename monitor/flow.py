@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,6 +35,7 @@ REASONS = (
     "tombstone",      # a record without a value
     "too_large",      # more bytes than `limits.message_bytes`
     "json",           # not one well-formed JSON document (truncated, trailing bytes, Infinity, 1e400)
+    "arrow",          # not one readable Arrow IPC stream (truncated, damaged, of another format)
     "encoding",       # not UTF-8, a byte order mark, a lone surrogate
     "depth",          # nested deeper than the parser allows
     "type",           # a value of another kind than the schema says
@@ -106,9 +108,12 @@ class Source(Protocol):
         """Leave; nothing is committed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One record that could not be used, on its way to the dead letters."""
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """One record that could not be used, or one row of it, on its way to the dead letters.
+
+    row    : of a record of many events, the row that was refused; None: the record as a whole
+    events : how many events are refused with it
+    """
 
     topic: str
     partition: int
@@ -116,6 +121,8 @@ class Refusal:
     reason: str                                     # one of REASONS
     detail: str                                     # the parser's words, at most 200 characters
     value: bytes | None
+    row: int | None = None
+    events: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +130,10 @@ class Rows:
     """Decoded events of one monitor from one partition, in stream order.
 
     offsets : int64 (n,) of the good events      times : int64 (n,), milliseconds since 1970, event time
+    within  : int64 (n,), the row of each event in its record; None where a record is one event
     columns : per schema column float64 (n,) with NaN for missing, or str | None as a list or a `detectors.coded.Coded`
     others  : values that are kept but not watched: `id` (list of str | None) and label columns, when the schema has them
-    read    : records read, good and refused; `next_offset` is where this partition goes on
+    read    : events read, good and refused; `next_offset` is where this partition goes on
     """
 
     model: str
@@ -139,9 +147,24 @@ class Rows:
     others: Mapping[str, NDArray[np.float64] | Sequence[str | None]] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     retried: int = 0                                # events read a second time because they held a NaN literal
+    within: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+
+#: Events that one record may hold, as a power of two: an event's row in its record fits behind the offset.
+ROW_BITS = 20
+
+
+def place_of(offset: int, row: int) -> int:
+    """The place of an event in a partition, from its record's offset and its row in it; places rise as both do."""
+    return offset << ROW_BITS | row
+
+
+def places_of(offsets: NDArray[np.int64], within: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The place of each event in its partition: the offset itself where a record is one event."""
+    return offsets if within is None else offsets << ROW_BITS | within
 
 
 #: Longest text that is kept of one value in a sample: telling categories apart takes less.
@@ -152,7 +175,7 @@ TEXT_CHARACTERS = 256
 class Sample:
     """Some rows of one pane, drawn by a hash of their place in the topic (`state.sample`).
 
-    keys : uint64 (n,), the hashes      partitions, offsets, times : int64 (n,)
+    keys : uint64 (n,), the hashes      partitions, offsets, times : int64 (n,); of records of many events, `places_of` them
     columns : values of the watched columns and labels that a detector asked for, each of length n
     """
 

@@ -69,7 +69,7 @@ OUTCOMES: Mapping[str, str] = {
     "lost": "the topic's retention removed it before it was read; the reason is `retention`",
 }
 
-REFUSALS = ("tombstone", "too_large", "json", "encoding", "depth", "type", "timestamp")
+REFUSALS = ("tombstone", "too_large", "json", "arrow", "encoding", "depth", "type", "timestamp")
 
 LAUNCH_STATES = (
     "proposed", "approved", "submitted", "running", "succeeded", "failed", "timed_out", "judged", "promoted", "refused",

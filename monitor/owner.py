@@ -25,15 +25,16 @@ import msgspec
 import numpy as np
 
 from monitor.config import Config, state_path
+from monitor.errors import SourceFailed
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Asked, Inbox, Reply
 from monitor.expose.snapshot import ServiceSnapshot
 from monitor.flow import Batch, Rows, TopicPartition
-from monitor.ingest.state_topic import StateReader, StateWriter, TransactionLost
+from monitor.ingest.state_topic import REFERENCES, StateReader, StateWriter, TransactionLost
 from monitor.pipeline import Stages
 from monitor.service import Seat, Watched, build
 from monitor.state.replica_share import MergedPanes, Share, SharedRows, read
-from monitor.state.replica_store import SHARE, MirroredStore, latest
+from monitor.state.replica_store import REFERENCE, SHARE, MirroredStore, latest
 
 log = logging.getLogger("tidemark")
 
@@ -67,7 +68,8 @@ class Shown:
                 alarms=tuple(sorted((one for part in owners for one in part.alarms), key=lambda one: one.at)),
                 launches=tuple(one for part in owners for one in part.launches),
                 decided=tuple(one for part in owners for one in part.decided),
-                audit=tuple(one for part in owners for one in part.audit)))
+                audit=tuple(one for part in owners for one in part.audit),
+                reports=next((part.reports for part in owners if part.reports is not None), None)))
 
 
 class View(Exporter):
@@ -118,6 +120,8 @@ class OwnerSource:
         self._backlog = list(backlog)
         self._fresh: list[tuple[int, bytes, Share | SharedRows]] = []
         self._keys: frozenset[TopicPartition] = frozenset()
+        #: The offsets that we count up to, while somebody needs to know what lies behind them; None else.
+        self.awaited: Callable[[], Mapping[TopicPartition, int] | None] = lambda: None
         self._looked_at = -60.0
         self._closed = False
 
@@ -156,8 +160,9 @@ class OwnerSource:
         """Nothing: offsets were committed with the counts."""
 
     def lag(self) -> Mapping[TopicPartition, int]:
-        """Nothing: the counting side tells it."""
-        return {}
+        """Only while a cut-over waits for what the champion still answered; else the counting side tells it."""
+        offsets = self.awaited()
+        return {key: max(0, end - offsets[key]) for key, end in self._reader.ends(offsets).items()} if offsets else {}
 
     def close(self) -> None:
         """End after this turn."""
@@ -174,6 +179,7 @@ class Owner:
     shown: Shown
     inbox: Box
     generation: Callable[[], int]
+    is_patient: Callable[[], bool]                  # whether brokers that refuse us are waited for
     stages: Stages | None = None
     failed: BaseException | None = None
     leaving: threading.Event = field(default_factory=threading.Event)
@@ -205,7 +211,10 @@ class Owner:
             begun = self.generation()
             try:
                 self._own()
-            except TransactionLost as error:
+            except (TransactionLost, SourceFailed) as error:
+                if isinstance(error, SourceFailed) and not self.is_patient():
+                    self.failed = error
+                    return
                 log.warning("Ownership lost; building anew.", extra={"partition": self.partition, "error": str(error)})
                 # Whoever is fenced may have been replaced: only a group that goes on with us says that we are not.
                 end = time.monotonic() + self.config.kafka.session_timeout_seconds
@@ -233,7 +242,8 @@ class Owner:
             path = Path(f"{state_path(self.config.service.state)}.{self.partition}")
 
             def write(changes: Sequence[tuple[bytes, bytes | None]]) -> None:
-                writer.write([(self.partition, key, value) for key, value in changes])
+                writer.write([(REFERENCES if key.startswith(REFERENCE) else self.partition, key, value)
+                              for key, value in changes])
 
             store = MirroredStore(path, rows, write)
             folded = {model: store.shared(model) for model in models}
@@ -249,10 +259,9 @@ class Owner:
                         taken.append(message)
                 return taken
 
-            owned = msgspec.structs.replace(self.config, monitors=[one.monitor for one in self.monitors],
-                                            reports=msgspec.structs.replace(self.config.reports, enabled=False))
-            stages = build(owned, source=source, exporter=View(self.shown, str(self.partition)), inbox=self.inbox,
+            stages = build(self._owned(), source=source, exporter=View(self.shown, str(self.partition)), inbox=self.inbox,
                            state=":memory:", seat=Seat(self.monitors, store, source.retried, partial(MergedPanes, fresh=fresh)))
+            source.awaited = lambda: stages.stored_offsets() if any(stages.trigger.ledger.awaiting_cut_over()) else None
             try:
                 stages.dead_letters.discard()
                 self.stages = stages
@@ -267,6 +276,13 @@ class Owner:
             if reader is not None:
                 reader.close()
             writer.close(abort=True)
+
+    def _owned(self) -> Config:
+        """The configuration of our models. Their reports are made of counts, in a folder that all owners of the process share."""
+        reports = self.config.reports
+        folder = reports.folder or f"{state_path(self.config.service.state)}.reports"
+        return msgspec.structs.replace(self.config, monitors=[one.monitor for one in self.monitors],
+                                       reports=msgspec.structs.replace(reports, enabled=False, folder=folder))
 
     def _load(self, reader: StateReader) -> tuple[dict[bytes, bytes], list[tuple[int, bytes, bytes]]] | None:
         """What the partition holds; None where we are to leave. What is still open in it is waited for."""

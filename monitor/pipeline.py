@@ -50,7 +50,7 @@ from monitor.ingest.deadletters import DeadLetters
 from monitor.metrics import LOOP_STAGES
 from monitor.reporting import Reporting
 from monitor.retrain.launch import Retraining
-from monitor.retrain.ledger import decision_to_json, entry_to_json, launch_to_json
+from monitor.retrain.ledger import decision_to_json, entry_to_json, launch_from_json, launch_to_json
 from monitor.retrain.trigger import Standing, Trigger
 from monitor.state.capture import Capture
 from monitor.state.panes import NO_PANE, SEGMENT, Panes, Stream
@@ -120,6 +120,7 @@ class Stages:
     new_alarms: list[Alarm] = field(default_factory=list)
     display: Display = field(init=False)
     cut_over: CutOver = field(init=False)
+    apart: Callable[[Batch], Iterable[Batch]] | None = None     # cuts a batch whose messages unpack to more than they are
     committed_at: float | None = None               # wall-clock time of the last checkpoint
     elapsed: Clock = time.monotonic                 # what is waited for: it does not jump when the machine's time is set
     _committed: float | None = field(default=None, init=False)              # `elapsed` at the last checkpoint
@@ -231,7 +232,9 @@ class Stages:
             for decision in decisions:
                 self.store.append(db, "decisions", decision.model, [decision_to_json(decision)])
             for entry in entries:
-                self.store.append(db, "audit", entry.model, [entry_to_json(entry)], KEPT_AUDIT)
+                # Any name may be asked for: those that are no model share one model's room.
+                of = entry.model if entry.model in self.panes.streams else ""
+                self.store.append(db, "audit", of, [entry_to_json(entry)], KEPT_AUDIT)
             for launch in launches:
                 self.store.save_launch(db, launch.id, launch.model, launch_to_json(launch))
             for step in files.values():
@@ -355,10 +358,11 @@ class Stages:
     def _until_stopped(self) -> Iterable[Batch]:
         for batch in self.source:
             self._lap("source")
-            yield batch
-            self._lap("launch")
-            if self.stopping:
-                return
+            for piece in (batch,) if self.apart is None else self.apart(batch):
+                yield piece
+                self._lap("launch")
+                if self.stopping:
+                    return
             self.source.hold(self.panes.waiting())
 
     def _decode(self, batch: Batch) -> Sequence[Rows]:
@@ -433,7 +437,8 @@ class Stages:
 
     def _ended(self, model: str) -> dict[str, float]:
         """When the launches of a model ended, by id."""
-        return {launch.id: launch.steps[-1][1] for launch in self.trigger.ledger.of_model(model) if launch.state in FINAL_STATES}
+        stored = map(launch_from_json, self.store.each("launches", model))      # also those that the ledger has let go
+        return {launch.id: launch.steps[-1][1] for launch in stored if launch.state in FINAL_STATES}
 
     def _captured(self, launch: Launch) -> int:
         """Labelled events that were captured since the launch's alarm began."""

@@ -23,26 +23,40 @@ import time
 import uuid
 import zlib
 from collections.abc import Collection
+from dataclasses import replace
 
+from detectors.reference import Reference
 from monitor.config import Config
-from monitor.errors import CheckpointRefused, ConfigError, ReferenceMismatch, TidemarkError
+from monitor.errors import CheckpointRefused, ConfigError, ReferenceMismatch, SourceFailed, TidemarkError
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import Asked, Inbox, Reply
 from monitor.expose.snapshot import ServiceSnapshot
 from monitor.flow import TopicPartition
 from monitor.ingest.deadletters import DeadLetters
-from monitor.ingest.state_topic import Membership, Record, ReplicaSource, StateWriter, TransactionLost, ensure_topic
+from monitor.ingest.state_topic import (
+    REFERENCES,
+    Membership,
+    Record,
+    ReplicaSource,
+    StateReader,
+    StateWriter,
+    TransactionLost,
+    ensure_topics,
+)
 from monitor.owner import AGAIN_SECONDS, Box, Owner, Shown
 from monitor.reporting import sampling_of
-from monitor.service import Watched, decoding, watched
+from monitor.service import Watched, cutting, decoding, watched
 from monitor.state.panes import NO_PANE, Stream
-from monitor.state.replica_share import NOTE_BYTES, Counting, note_of, packed
+from monitor.state.replica_share import NOTE_BYTES, Counting, note_of, packed, read_judged
 from monitor.state.replica_store import SHARE
 
 log = logging.getLogger("tidemark")
 
 #: The clocks of the other replicas are asked for so often, and only where a partition could be too far ahead.
 CLOCKS_SECONDS = 1.0
+#: How long a start waits for the promoted references; what comes later is taken in at a commit.
+REFERENCES_SECONDS = 15.0
+
 
 def partition_of(model: str, partitions: int) -> int:
     """The partition of the state topic that holds a model; the same everywhere and for ever."""
@@ -58,17 +72,10 @@ def refuse_unsupported(config: Config) -> None:
         raise ConfigError(f"kafka.transport: expected kafka-python beside {where}, got {config.kafka.transport}; only its "
                           "offsets are committed together with the counts")
     if config.reports.enabled:
-        raise ConfigError(f"{where}: expected reports.enabled left out or false beside replicas, got true; a report is made on "
-                          "one machine's disk: ask one process for it")
-    if config.alertmanager.urls:
-        raise ConfigError(f"{where}: expected no alertmanager.urls beside replicas, got some; let a Prometheus that scrapes all "
-                          "replicas evaluate the rules")
+        raise ConfigError(f"{where}: expected reports.enabled left out or false beside replicas, got true; their reports are "
+                          "made from counts alone: ask one process for evidently's half")
     names: dict[str, dict[str, tuple[int, int]]] = {}
-    for index, monitor in enumerate(config.monitors):
-        if monitor.retrain is not None and monitor.retrain.promote is not None:
-            raise ConfigError(f"monitors[{index}].retrain.promote: expected none beside {where}, got "
-                              f"{monitor.retrain.promote.__struct_config__.tag}; promote by hand and give the new reference as "
-                              "a new version, or run one process")
+    for monitor in config.monitors:
         names.setdefault(monitor.topic, {})[monitor.model] = (2**43, 2**31)
     for topic, models in names.items():
         if len(note_of(models)) > NOTE_BYTES - 96:
@@ -87,18 +94,21 @@ class Replica:
         self.committed_at: float | None = None
         self._shown, self._inbox = Shown(exporter), inbox
         self._stopping = False
+        self._away = ""                             # why the brokers cannot be reached now
         self._offsets: dict[TopicPartition, int] = {}
         self._owners: dict[int, Owner] = {}
         self._generation = 0
         self._failed: BaseException | None = None
         self._writer: StateWriter | None = None
         self._name = f"{config.kafka.group}.counting.{self.replicas.name or uuid.uuid4().hex}"
-        self._decode = decoding(config, self.monitors)
+        self._decode, self._apart = decoding(config, self.monitors), cutting(config, self.monitors)
         self._counting = Counting(
             [self._stream(one) for one in self.monitors], self._captured(), clock=time.time,
             open_panes_max=config.limits.open_panes)
         self._dead_letters = DeadLetters(config.service.dead_letters, config.limits, config.kafka)
-        ensure_topic(config.kafka, self.replicas)
+        self._references: StateReader | None = None
+        self._promotes = ensure_topics(config.kafka, self.replicas, promotes=any(
+            one.monitor.retrain is not None and one.monitor.retrain.promote is not None for one in self.monitors))
         self._source = ReplicaSource(config.kafka, sorted({one.monitor.topic for one in self.monitors}))
         self._members = threading.Thread(target=self._share_out, name="owners", daemon=True)
 
@@ -106,7 +116,11 @@ class Replica:
         stream = Stream(one.monitor.model, one.version, one.monitor.topic, one.reference, one.monitor.pane.seconds * 1000,
                         one.monitor.pane.lateness_seconds * 1000, histograms_only=one.monitor.histograms_only)
         if not one.monitor.histograms_only:
-            stream.sampling = sampling_of(one.plan() if one.monitor.detectors else None, one.reference, None)
+            try:
+                plan = one.plan() if one.monitor.detectors else None
+            except ConfigError:                     # of a promoted reference; its owner says so
+                plan = None
+            stream.sampling = sampling_of(plan, one.reference, None)
         return stream
 
     def _captured(self) -> dict[str, tuple[Collection[str], float]]:
@@ -125,14 +139,19 @@ class Replica:
         """Count until told to end; what was counted by then is committed."""
         self._writer = self._new_writer()           # before any offset is read: it ends what our predecessor left open
         self._members.start()
+        self._follow_references(REFERENCES_SECONDS)
         clocks_at, asked, notes = 0.0, NO_PANE, dict[TopicPartition, str]()
         for batch in self._source:
+            if batch.away != self._away:
+                self._away = batch.away
+                self._show()
             placed = self._source.moved()
             if placed is not None:
                 log.info("Counting.", extra={"partitions": sorted(f"{topic}:{number}" for topic, number in placed)})
                 self._counting.begin(placed)
                 self._offsets = {key: known[0] for key, known in placed.items() if known is not None}
-            self._counting.add(batch, self._decode(batch))
+            for piece in (batch,) if self._apart is None else self._apart(batch):
+                self._counting.add(piece, self._decode(piece))
             due = self.committed_at is None or time.time() - self.committed_at >= self.config.service.checkpoint_seconds
             if due or self._stopping:
                 self._commit()
@@ -171,30 +190,71 @@ class Replica:
                 return
             counting.committed()
             self._offsets |= {key: offset for key, (offset, _) in offsets.items()}
+        self._follow_references()
         self.committed_at = time.time()
+        self._show()
+
+    def _show(self) -> None:
+        """What the counting side knows; owners tell of the models."""
         self._shown.put("", ServiceSnapshot(
             ready=self._source.member is not None, reason="starting: no partitions were given to this replica yet",
-            lag=self._source.lag(), checkpoint=self.committed_at, dead_letters=self._dead_letters.counts()))
+            lag=self._source.lag(), checkpoint=self.committed_at, dead_letters=self._dead_letters.counts(), away=self._away))
+
+    def _follow_references(self, seconds: float = 0.0) -> None:
+        """Count by the references that owners judge by since a promotion; waits so long for what is there."""
+        if not self._promotes:
+            return
+        try:
+            if self._references is None:
+                self._references = StateReader(self.config.kafka, self.replicas, REFERENCES)
+            end, until = self._references.end() if seconds else 0, time.monotonic() + seconds
+            found = {key: value for _, key, value in self._references.poll(0)}
+            while seconds and self._references.position() < end and time.monotonic() < until and not self._stopping:
+                found |= {key: value for _, key, value in self._references.poll()}
+        except (TransactionLost, SourceFailed) as error:
+            if not isinstance(error, TransactionLost) and not self._has_counted():
+                raise
+            log.warning("References not read; trying again.", extra={"error": str(error)})
+            if self._references is not None:
+                self._references.close()
+            self._references = None
+            return
+        for value in found.values():
+            if value is not None:
+                self._judge(value)
+
+    def _judge(self, value: bytes) -> None:
+        """Count a model as it is judged now, where that was said of the reference that we are configured with."""
+        told = read_judged(value)
+        for one in self.monitors:
+            if one.monitor.model == told.model and one.reference.digest == told.configured:
+                reference = Reference.from_json(told.reference, f"promoted reference of {told.model}")
+                self._counting.judge(self._stream(replace(one, reference=reference, version=told.version)))
+                log.info("Counting by another reference.", extra={"model": told.model, "version": told.version})
 
     def _new_writer(self) -> StateWriter:
         """A writer that fences every earlier one of its name."""
         while True:
             try:
                 return StateWriter(self.config.kafka, self.replicas, self._name)
-            except TransactionLost as error:
-                log.warning("Transactions cannot begin yet; trying again.", extra={"error": str(error)})
-                if self._stopping:
+            except (TransactionLost, SourceFailed) as error:
+                if self._stopping or (isinstance(error, SourceFailed) and not self._has_counted()):
                     raise
+                log.warning("Transactions cannot begin yet; trying again.", extra={"error": str(error)})
+                if self._has_counted():
+                    self._away = str(error)
+                    self._show()
                 time.sleep(AGAIN_SECONDS)
+
+    def _has_counted(self) -> bool:
+        """Whether brokers have let us in: what they refuse from now on may pass, and is waited for."""
+        return self.committed_at is not None
 
     def _answer(self) -> None:
         """Give what people asked to the owner of the model; where that is another replica, say so."""
         for asked in self._inbox.take():
             owner = next((one for one in list(self._owners.values()) if self._is_of(asked, one)), None)
-            if asked.action == "rollback":
-                self._inbox.reply(asked, Reply(False, "expected one process for a roll-back, got replicas; give the version "
-                                                      "to go back to as a new version of the monitor", asked.launch))
-            elif owner is None or not owner.inbox.put(asked):
+            if owner is None or not owner.inbox.put(asked):
                 self._inbox.reply(asked, Reply(False, f"{asked.model or asked.launch}: expected a model that this replica "
                                                       "decides about, got one of another replica; ask there", asked.launch))
 
@@ -225,7 +285,7 @@ class Replica:
                 for partition in sorted((ours & by_partition.keys()) - self._owners.keys()):
                     owner = self._owners[partition] = Owner(
                         self.config, partition, by_partition[partition], self._shown, Box(self._inbox),
-                        lambda: self._generation)
+                        lambda: self._generation, self._has_counted)
                     owner.start()
         except BaseException as error:              # told by the counting thread, which ends the process
             self._failed = error
@@ -252,5 +312,7 @@ class Replica:
         self._source.close()
         if self._writer is not None:
             self._writer.close()
+        if self._references is not None:
+            self._references.close()
         self._dead_letters.close()
         self._shown.put("", None)

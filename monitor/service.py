@@ -34,6 +34,7 @@ from monitor.expose.inbox import Inbox
 from monitor.expose.report_maker import Maker
 from monitor.expose.report_shelf import Shelf
 from monitor.flow import Alarm, Batch, Clock, Evaluation, Launch, Launcher, Rows, Source
+from monitor.ingest.arrow import ArrowDecoder, apart
 from monitor.ingest.columns_json import scan_of
 from monitor.ingest.deadletters import DeadLetters
 from monitor.ingest.decode import Decoder
@@ -45,14 +46,22 @@ from monitor.pipeline import Stages
 from monitor.reporting import Reporting, folder_of, refuse_impossible, sampling_of, why_none
 from monitor.retrain.launch import Retraining
 from monitor.retrain.launchers import launcher_for
-from monitor.retrain.ledger import Ledger, decision_from_json, entry_from_json, launch_from_json, launch_to_json
+from monitor.retrain.ledger import (
+    ENTRIES_MAX,
+    Ledger,
+    decision_from_json,
+    entry_from_json,
+    kept_of,
+    launch_from_json,
+    launch_to_json,
+)
 from monitor.retrain.promote import promotion_for
 from monitor.retrain.shadow import Shadows, Watching
 from monitor.retrain.trigger import Trigger
 from monitor.sizing import sizing
 from monitor.state.capture import Capture, read_text
 from monitor.state.panes import Panes, Stream
-from monitor.state.retention import forget_old_versions
+from monitor.state.retention import forget_old_references, forget_old_versions
 from monitor.state.store import Store, stored
 
 log = logging.getLogger("tidemark")
@@ -181,13 +190,19 @@ def build(
     refuse_impossible(config)
     store = seat.store if seat is not None else Store(state if state is not None else state_path(config.service.state))
     try:
-        ledger = Ledger(map(launch_from_json, store.history("launches")), map(decision_from_json, store.history("decisions")),
-                        map(entry_from_json, store.history("audit")))
+        ledger = Ledger(
+            map(launch_from_json, store.each("launches")), map(decision_from_json, store.each("decisions")),
+            map(entry_from_json, store.history("audit", latest=ENTRIES_MAX)),
+            kept={one.monitor.model: kept_of(one.monitor.retrain.max_per_week, one.monitor.retrain.useless_max)
+                  for one in monitors if one.monitor.retrain is not None},
+            earlier=lambda model: map(launch_from_json, store.each("launches", model)))
         judge = Judge({one.monitor.model: one.knobs() for one in monitors})
         asked = {one.monitor.model: one.asked() for one in monitors if one.monitor.detectors}
         observer = Observer(asked) if asked else None
         shown, folder = exporter or Exporter(config.limits.series), folder_of(config, state) if launching else None
         streams = [_restored(one, store, judge, observer, one.reports if folder is not None else None) for one in monitors]
+        with store.transaction() as db:
+            forget_old_references(db, ledger.digests())
         capturing = [one for one in monitors if one.monitor.retrain and launching]
         captures = {one.monitor.model: _capture(one, store, (clock, elapsed), (config.limits.capture_mb << 20) // len(capturing))
                     for one in capturing}
@@ -207,7 +222,8 @@ def build(
 
         stages = Stages(
             source=source if source is not None else _source(config, monitors),
-            decode=decoding(config, monitors) if seat is None else seat.decode, panes=panes, judge=judge, policy=Policy(judge),
+            decode=decoding(config, monitors, from_files=isinstance(source, FileSource)) if seat is None else seat.decode,
+            apart=cutting(config, monitors) if seat is None else None, panes=panes, judge=judge, policy=Policy(judge),
             trigger=Trigger(policies, ledger, clock=clock, launches_max=config.limits.launches),
             retraining=Retraining(
                 policies, ledger, launchers, save=save, snapshot=lambda launch: captures[launch.model].snapshot(launch.id),
@@ -378,12 +394,14 @@ def _source(config: Config, monitors: Sequence[Watched]) -> Source:
     return (LibrdkafkaSource if config.kafka.transport == "librdkafka" else KafkaSource)(config.kafka, topics)
 
 
-def decoding(config: Config, monitors: Sequence[Watched]) -> Callable[[Batch], list[Rows]]:
-    """Decoders of every monitor; a topic that two monitors read is decoded for each."""
-    decoders: dict[str, list[Decoder]] = {}
-    scan = None if config.files.paths else scan_of(config.kafka)
+def decoding(config: Config, monitors: Sequence[Watched], *, from_files: bool = False) -> Callable[[Batch], list[Rows]]:
+    """Decoders of every monitor; a topic that two monitors read is decoded for each. Files say themselves what they hold."""
+    decoders: dict[str, list[Decoder | ArrowDecoder]] = {}
+    from_files = from_files or bool(config.files.paths)
+    scan = None if from_files or all(one.monitor.schema.format == "arrow" for one in monitors) else scan_of(config.kafka)
     for one in monitors:
-        decoder = Decoder(one.monitor.model, one.schema(), config.limits, scan=scan)
+        decoder = (_arrow(config, one) if one.monitor.schema.format == "arrow" and not from_files else
+                   Decoder(one.monitor.model, one.schema(), config.limits, scan=scan))
         decoders.setdefault(one.monitor.topic, []).append(decoder)
 
     def decode(batch: Batch) -> list[Rows]:
@@ -391,6 +409,16 @@ def decoding(config: Config, monitors: Sequence[Watched]) -> Callable[[Batch], l
                 for decoder in own for rows in decoder.decode_all(parts)]
 
     return decode
+
+
+def _arrow(config: Config, one: Watched) -> ArrowDecoder:
+    return ArrowDecoder(one.monitor.model, one.schema(), config.limits, pane_ms=one.monitor.pane.seconds * 1000)
+
+
+def cutting(config: Config, monitors: Sequence[Watched]) -> Callable[[Batch], Iterable[Batch]] | None:
+    """What cuts a batch into pieces that may be decoded at once; None where no message unpacks to more than it is."""
+    weigh = {one.monitor.topic: _arrow(config, one) for one in monitors if one.monitor.schema.format == "arrow"}
+    return (lambda batch: apart(batch, weigh, config.limits.unpacked_bytes)) if weigh and not config.files.paths else None
 
 
 def _alarms(store: Store, model: str) -> list[Alarm]:
@@ -401,7 +429,8 @@ def _latest_alarms(store: Store, models: Iterable[str]) -> list[Alarm]:
     """The latest alarms of all models, oldest first: what is shown at start."""
     latest: list[Alarm] = []
     for model in models:                            # of one model at a time: of 500 together they would be a gigabyte
-        latest = sorted((*latest, *_alarms(store, model)[-ALARMS_SHOWN:]), key=lambda alarm: alarm.at)[-ALARMS_SHOWN:]
+        newest = [stored(document, Alarm) for document in store.history("alarms", model, latest=ALARMS_SHOWN)]
+        latest = sorted((*latest, *newest), key=lambda alarm: alarm.at)[-ALARMS_SHOWN:]
     return latest
 
 

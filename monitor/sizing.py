@@ -33,10 +33,13 @@ from monitor.decide.quality import HISTORY_PANES
 from monitor.errors import ConfigError
 from monitor.expose.history import PANES_KEPT
 from monitor.ingest.files import BLOCK_BYTES
+from monitor.ingest.unpack import unpacked_bytes
 from monitor.pipeline import HELD_BYTES
 from monitor.reporting import sampling_of, why_none
+from monitor.retrain.ledger import kept_of
 from monitor.state.capture import FILE_BYTES, WRITERS
 from monitor.state.sample import NUMBER_BYTES, TEXT_BYTES
+from monitor.state.store import KEPT_PANES
 
 log = logging.getLogger("tidemark")
 
@@ -45,14 +48,20 @@ COUNT_BYTES = 8
 #: Interpreter, numpy, scipy, pyarrow, the Kafka client, the HTTP server with its threads and SQLite's pages.
 PROCESS_BYTES = 200 * MIB
 #: What further packages take once they are in use.
-PACKAGE_BYTES: Mapping[str, int] = {"torch": 450 * MIB, "river": 120 * MIB, "kubernetes": 80 * MIB, "evidently": 400 * MIB}
+PACKAGE_BYTES: Mapping[str, int] = {"torch": 450 * MIB, "river": 120 * MIB, "kubernetes": 80 * MIB, "evidently": 400 * MIB,
+                                    "numba": 120 * MIB}
 #: Beginnings of detectors' names, and the package that computes them.
 DETECTOR_PACKAGES = (("evidently:", "evidently"), ("river:", "river"), ("mmd", "torch"), ("c2st", "torch"),
                      ("fourier_mmd", "torch"))
 #: evidently in its own process, while a report is made: it is in the container's memory, not in ours.
 REPORT_BYTES = 480 * MIB
-#: How many times larger a producer's batches become when they are unpacked: lz4 of JSON makes 3 to 4, zstd 6 to 8.
-UNPACKED_TIMES = 4
+#: What is unpacked in a turn, the batch in hand and its copy (`ingest.unpack`); with librdkafka, what its queue and what is
+#: on its way become: lz4 of JSON makes 3 to 4, and nothing bounds it.
+UNPACKED_COPIES, UNPACKED_TIMES = 3, 5
+#: An Arrow message's buffers, the table of a piece of a turn (up to twice as much), and its columns.
+ARROW_COPIES = 5
+#: A row that a replica has in the state topic: its key and a digest; rows of a model beside its panes; bytes of a stored count.
+TOPIC_ROW_BYTES, TOPIC_ROWS, STORED_COUNT_BYTES = 250, 2_000, 1.5
 #: One value of a row while a poll is decoded and counted, as message text, Python object, matrix and sorted copy; one row.
 VALUE_BYTES, ROW_BYTES = 120, 400
 #: A row of a reference: bins, directions, design effects; and what counting, scan, chart and exporter prepare for it.
@@ -131,7 +140,7 @@ def _mend(setting: str) -> str:
 def sizing(config: Config, monitors: Sequence[Sized]) -> Sizing:
     """The terms of a configuration; nothing outside the given references is read."""
     terms = [Term("process", "Python, numpy, scipy, pyarrow, Kafka client, HTTP server", PROCESS_BYTES)]
-    terms += _packages(monitors)
+    terms += _packages(config, monitors)
     terms += _intake(config, monitors)
     terms += _per_model(config, monitors)
     terms += _kept(config, monitors)
@@ -145,9 +154,12 @@ def memory_of(config: Config, one: Sized) -> int:
     return sum(term.bytes for term in _per_model(config, [one]))
 
 
-def _packages(monitors: Sequence[Sized]) -> list[Term]:
+def _packages(config: Config, monitors: Sequence[Sized]) -> list[Term]:
     """What is imported only where it is used."""
     used: dict[str, str] = {}
+    wanted = "columns" if config.kafka.transport == "librdkafka" and config.kafka.decoder == "auto" else config.kafka.decoder
+    if wanted == "columns" and not config.files.paths:
+        used["numba"] = "kafka.decoder"
     for index, one in enumerate(monitors):
         for place, said in enumerate(one.monitor.detectors):
             for prefix, package in DETECTOR_PACKAGES:
@@ -169,14 +181,22 @@ def _intake(config: Config, monitors: Sequence[Sized]) -> list[Term]:
     widest = max(by_topic.values(), default=0)
     if config.kafka.bootstrap_servers:
         fetched, records = config.kafka.fetch_bytes, config.kafka.poll_records
-        waiting = fetched * (UNPACKED_TIMES + 1)
+        if config.kafka.transport == "librdkafka":
+            waiting, words = fetched * (UNPACKED_TIMES + 1), f"kafka.fetch_bytes x (1 + {UNPACKED_TIMES} unpacked)"
+        else:
+            unpacked = unpacked_bytes(fetched)
+            waiting = fetched + UNPACKED_COPIES * unpacked
+            words = f"kafka.fetch_bytes and {UNPACKED_COPIES} x {unpacked // MIB} MiB unpacked"
         terms = [
-            Term("fetched bytes", f"kafka.fetch_bytes x (1 + {UNPACKED_TIMES} unpacked)", waiting, "kafka.fetch_bytes"),
+            Term("fetched bytes", words, waiting, "kafka.fetch_bytes"),
             Term("one poll", f"{records:,} rows x ({widest:,} values x {VALUE_BYTES} B + {ROW_BYTES} B)",
                  min(records * (widest * VALUE_BYTES + ROW_BYTES), 6 * waiting), "kafka.poll_records"),
         ]
     else:
         terms = [Term("one block of a file", f"{BLOCK_BYTES // MIB} MiB x 6 as text, rows and columns", 6 * BLOCK_BYTES)]
+    if any(one.monitor.schema.format == "arrow" for one in monitors):
+        terms.append(Term("Arrow messages", f"limits.unpacked_bytes x {ARROW_COPIES} as buffers, table and columns",
+                          ARROW_COPIES * config.limits.unpacked_bytes, "limits.unpacked_bytes"))
     return [*terms,
             Term("held for a checkpoint", f"{HELD_BYTES // MIB} MiB of decided panes, captured rows and refused records",
                  HELD_BYTES),
@@ -227,8 +247,13 @@ def _kept(config: Config, monitors: Sequence[Sized]) -> list[Term]:
                           2 * config.limits.capture_mb * MIB + writing, "limits.capture_mb"))
     if retrained:
         columns = max(len(one.reference.columns) for one in retrained)
-        terms.append(Term("launches", f"{len(retrained):,} models x 100 x ({LAUNCH_BYTES} B + {columns:,} columns x "
-                          f"{LAUNCH_COLUMN_BYTES} B)", len(retrained) * 100 * (LAUNCH_BYTES + columns * LAUNCH_COLUMN_BYTES)))
+        held = sum(sum(kept_of(one.monitor.retrain.max_per_week, one.monitor.retrain.useless_max).values()) + 1
+                   for one in retrained if one.monitor.retrain is not None)
+        terms.append(Term("launches", f"{held:,} open and latest ones x ({LAUNCH_BYTES} B + {columns:,} columns x "
+                          f"{LAUNCH_COLUMN_BYTES} B)", held * (LAUNCH_BYTES + columns * LAUNCH_COLUMN_BYTES),
+                          "retrain.max_per_week and useless_max"))
+    if config.service.replicas is not None:
+        terms.append(_topic(monitors))
     series = min(config.limits.series, sum(one.reference.shape[0] for one in monitors) * SERIES_PER_ROW)
     series += SERIES_PER_MONITOR * len(monitors)
     terms += [
@@ -238,6 +263,15 @@ def _kept(config: Config, monitors: Sequence[Sized]) -> list[Term]:
     if any(one.reports is not None and not why_none(one.reports, one.reference) for one in monitors):
         terms.append(Term("report", "evidently in a process of its own, one at a time", REPORT_BYTES, "reports.enabled"))
     return terms
+
+
+def _topic(monitors: Sequence[Sized]) -> Term:
+    """A replica that owns every model: what it knows of the state topic's rows, and those of the largest as it takes it over."""
+    rows = len(monitors) * (KEPT_PANES + TOPIC_ROWS)
+    largest = max(int(np.prod(one.reference.shape)) for one in monitors)
+    taken = int(KEPT_PANES * largest * STORED_COUNT_BYTES)
+    return Term("state topic", f"{rows:,} rows x {TOPIC_ROW_BYTES} B, and a week of panes of the largest model",
+                rows * TOPIC_ROW_BYTES + taken)
 
 
 def _values(one: Sized) -> int:

@@ -259,7 +259,8 @@ class KafkaBroker(Topics, Node):
     users: Mapping[str, tuple[str, str]] = {
         "PLAIN": ("alice", "alice-secret"), "SCRAM-SHA-256": ("carol", "carol-secret"), "SCRAM-SHA-512": ("bob", "bob-secret")}
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
+        """Lay a broker out; `more` are lines that its properties have besides."""
         ports = {name: free_port() for name in WAYS}
         # A client goes where the broker says that it is: at the proxy's port, which is another one than the listener's.
         told = ports | {name: free_port() for name in ("proxied", "secure_proxied")}
@@ -274,7 +275,7 @@ class KafkaBroker(Topics, Node):
             + f",CONTROLLER://127.0.0.1:{controller}",
             "advertised.listeners=" + ",".join(f"{name.upper()}://127.0.0.1:{port}" for name, port in told.items()),
             "listener.security.protocol.map=" + ",".join(f"{name.upper()}:{kind}" for name, kind in WAYS.items())
-            + ",CONTROLLER:PLAINTEXT"))
+            + ",CONTROLLER:PLAINTEXT", more))
         scram = [option for mechanism, (user, word) in self.users.items() if mechanism.startswith("SCRAM")
                  for option in ("--add-scram", f"{mechanism}=[name={user},password={word}]")]
         super().__init__(folder, _new_cluster(), properties.format(

@@ -15,6 +15,7 @@ from monitor.blackout import minutes
 from monitor.commands.shared import counted, paragraph, print_json
 from monitor.config import Config, FilePromotion, KServePromotion, Retrain, WebhookPromotion, load
 from monitor.decide.plan import JOINT, Plan
+from monitor.replicas import partition_of, refuse_unsupported
 from monitor.reporting import why_none
 from monitor.retrain.holdout import HOLDOUT_MEMORY_MAX
 from monitor.service import Watched, watched
@@ -46,6 +47,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the sentences; 0 when the configuration is sound."""
     config = load(args.config)
+    if config.service.replicas is not None:
+        refuse_unsupported(config)
     monitors = watched(config)
     memory, warning = sizing(config, monitors), memory_warning(config)
     if args.json:
@@ -69,10 +72,30 @@ def run(args: argparse.Namespace) -> int:
         print(paragraph(f"Warning: {warning}."))
     print(paragraph(f"State in {config.service.state}, metrics on "
                     f"{'http' if config.service.tls is None else 'https'}://{config.service.listen}/metrics."))
+    for line in shared(config):
+        print(paragraph(line))
     if urls := config.alertmanager.urls:
         print(paragraph(f"Alerts are sent to {', '.join(urls)}, again every {config.alertmanager.resend_seconds:g} s while they "
                         "fire; let no Prometheus evaluate the rules for the same service besides."))
     return 0
+
+
+def shared(config: Config) -> list[str]:
+    """What several replicas share, and what each has for itself; nothing where there is one process."""
+    replicas, limit = config.service.replicas, config.limits.launches
+    if replicas is None:
+        return []
+    lines = [f"Replicas share the work by group {config.kafka.group} and the topic {replicas.topic}: any number of them counts, "
+             f"at most {replicas.partitions} decide; {config.service.state} is a cache of each."]
+    placed = {partition_of(monitor.model, replicas.partitions) for monitor in config.monitors if monitor.retrain is not None}
+    if len(placed) > 1:
+        lines.append(f"Warning: limits.launches = {limit} holds for each partition of that topic. The models that are retrained "
+                     f"lie on {len(placed)} of them, so up to {limit * len(placed)} launches may be in flight in all; divide the "
+                     "limit, or let the cluster's own quota bound them.")
+    if any(monitor.retrain is not None and isinstance(monitor.retrain.promote, FilePromotion) for monitor in config.monitors):
+        lines.append("Warning: a file is promoted by whichever replica decides about the model: its path must be the same file "
+                     "for all of them.")
+    return lines
 
 
 def facts(config: Config, one: Watched) -> dict[str, object]:

@@ -36,6 +36,8 @@ from monitor.expose.exporter import Exporter
 from monitor.flow import Launch
 from monitor.ingest import librdkafka
 from monitor.ingest.kafka import probe
+from monitor.ingest.state_probe import probe_replicas
+from monitor.replicas import refuse_unsupported
 from monitor.retrain.launchers import launcher_for
 from monitor.retrain.launchers.airflow import Airflow
 from monitor.retrain.launchers.kfp import KubeflowPipelines
@@ -88,6 +90,10 @@ def _checks(config: Config) -> Iterator[Check]:
     if config.kafka.bootstrap_servers:
         topics = {monitor.topic for monitor in config.monitors} | ({place} if kind == "topic" else set())
         yield from (librdkafka.probe if config.kafka.transport == "librdkafka" else probe)(config.kafka, sorted(topics))
+    if (replicas := service.replicas) is not None:
+        yield _tried("replicas configuration", lambda: _sharing(config))
+        yield from probe_replicas(config.kafka, replicas, sorted({monitor.topic for monitor in config.monitors}), promotes=any(
+            monitor.retrain is not None and monitor.retrain.promote is not None for monitor in config.monitors))
 
 
 def _retraining(where: str, monitor: Monitor) -> Iterator[Check]:
@@ -105,6 +111,11 @@ def _retraining(where: str, monitor: Monitor) -> Iterator[Check]:
         yield _tried(f"captured events of {monitor.model}", lambda: _writable(f"{where}.capture_uri", Path(retrain.capture_uri)))
     if (promote := retrain.promote) is not None:
         yield _tried(f"promotion of {monitor.model}", lambda: _promotion(f"{where}.promote", promote))
+
+
+def _sharing(config: Config) -> str:
+    refuse_unsupported(config)
+    return "everything that it asks for can be shared"
 
 
 def _alertmanager(url: str, settings: Alertmanager) -> str:

@@ -18,7 +18,7 @@ from monitor.decide.explain import columns, headline
 from monitor.decisions import Limit
 from monitor.errors import ConfigError
 from monitor.flow import Alarm
-from monitor.retrain.ledger import Ledger, decision_from_json, launch_from_json
+from monitor.retrain.ledger import Ledger, decision_from_json, kept_of, launch_from_json
 from monitor.retrain.limits import Limits, Moment
 from monitor.service import Explained, Watched, explained, watched
 
@@ -73,5 +73,5 @@ def _limits(config: Config, one: Watched, seen: Explained) -> tuple[Limit, ...]:
     model, retrain = one.monitor.model, one.monitor.retrain
     if retrain is None or not seen.at:
         return ()
-    ledger = Ledger(map(launch_from_json, seen.every_launch))
+    ledger = Ledger(map(launch_from_json, seen.every_launch), kept={model: kept_of(retrain.max_per_week, retrain.useless_max)})
     return Limits({model: retrain}, ledger, config.limits.launches)(Moment(model, seen.version, seen.at, seen.judged_seconds))

@@ -25,6 +25,7 @@ from monitor.expose.inbox import Inbox
 from monitor.expose.page.routes import routes as page_routes
 from monitor.expose.report import routes as report_routes
 from monitor.expose.tls import Certificates
+from monitor.ingest.collector import settle
 from monitor.pipeline import Stages
 from monitor.replicas import Replica
 from monitor.service import build, watched
@@ -87,6 +88,7 @@ def _watch(path: str, config: Config, exporter: Exporter, inbox: Inbox, signals:
                       else Replica(config, exporter=exporter, inbox=inbox))
             signals.stages = stages
             log.info("Watching.", extra={"models": [monitor.model for monitor in config.monitors]})
+            settle()
             if not signals.ending and not signals.reload:
                 stages.run()
         except (TidemarkError, ReferenceMismatch) as error:

@@ -90,12 +90,15 @@ class Desk:
     limits : per configured model; others have the defaults        labels : added to every alert
     retrain_label : whether TidemarkSevereDrift carries the label that routes it back as a trigger
     started : wall-clock time before which nothing was judged
+    shared  : several replicas decide: a model that is no longer shown is another's to tell of, so nothing of it has ended;
+              one that is shown anew was judged by another until then
     """
 
     def __init__(self, limits: Mapping[str, Limits], links: Links, labels: Mapping[str, str], *, retrain_label: bool = False,
-                 started: float = 0.0) -> None:
+                 started: float = 0.0, shared: bool = False) -> None:
         self._limits, self._links, self._labels = limits, links, labels
-        self._retrain_label, self._started = retrain_label, started
+        self._retrain_label, self._started, self._shared = retrain_label, started, shared
+        self._ours: dict[str, float] = {}           # model -> wall-clock time since which we tell of it
         self._pending: dict[Key, float] = {}
         self._firing: dict[Key, _Firing] = {}
         self._refusals: dict[str, deque[tuple[float, dict[str, int]]]] = {}
@@ -105,6 +108,9 @@ class Desk:
         if not published.service.ready:
             return False
         changed = False
+        if self._shared:
+            self._ours = {status.model: self._ours.get(status.model, now) for status in published.service.monitors}
+            self._firing = {key: firing for key, firing in self._firing.items() if firing.labels["model"] in self._ours}
         held = {one.key: one for one in self._held(published, now)}
         self._pending = {key: self._pending.get(key, now) for key in held}
         for key, one in held.items():
@@ -139,7 +145,7 @@ class Desk:
         for status in service.monitors:
             model = status.model
             limits = self._limits.get(model, Limits(model))
-            age = now - max(published.evaluated.get(model, 0.0), self._started)
+            age = now - max(published.evaluated.get(model, 0.0), self._ours.get(model, self._started))
             is_fresh = age <= limits.stale_seconds
             launches = [launch for launch in service.launches if launch.model == model]
             opened = {key: alarm for key, alarm in service.open_alarms.items() if key[0] == model and key[:2] in known}

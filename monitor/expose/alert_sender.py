@@ -155,7 +155,8 @@ def sender(config: Config, exporter: Exporter, *, clock: Clock = time.time) -> A
     service, grafana, runbooks = (address.rstrip("/") if address else "" for address in (
         settings.service_url or config.grafana.service_url, settings.grafana_url or config.grafana.url, settings.runbooks_url))
     desk = Desk({monitor.model: Limits.of(monitor) for monitor in config.monitors}, Links(service, grafana, runbooks),
-                settings.labels, retrain_label=settings.retrain_label, started=clock())
+                settings.labels, retrain_label=settings.retrain_label, started=clock(),
+                shared=config.service.replicas is not None)
     made = AlertSender(settings, exporter, desk, source=service, clock=clock)
     exporter.alert_posts = made.posts
     return made

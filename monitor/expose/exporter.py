@@ -200,8 +200,11 @@ def put_service(page: Page, snapshot: ServiceSnapshot, streams: Collection[Strea
     page.put(metrics.ALARM_OPEN, (places | dict.fromkeys(opened, 1)).items())
     page.put(metrics.ALARM_SINCE, [(labels, alarm.since) for labels, alarm in opened.items()])
     page.put(metrics.ALARM_EPISODE, [(labels, alarm.episode) for labels, alarm in opened.items()])
+    launches: dict[str, list[Launch]] = {}
+    for launch in snapshot.launches:
+        launches.setdefault(launch.model, []).append(launch)
     for status in snapshot.monitors:
-        _put_monitor(page, status, [launch for launch in snapshot.launches if launch.model == status.model])
+        _put_monitor(page, status, launches.get(status.model, []))
 
 
 def _put_monitor(page: Page, status: MonitorStatus, launches: Sequence[Launch]) -> None:
@@ -223,14 +226,16 @@ def _put_monitor(page: Page, status: MonitorStatus, launches: Sequence[Launch]) 
         put_policy(page, model, status.policy)
     elif status.budget_remaining is not None:
         page.put(metrics.RETRAIN_BUDGET, [((model,), status.budget_remaining)])
-    launchers = sorted({launch.launcher for launch in launches} | ({status.launcher} if status.launcher else set()))
+    launchers = sorted({launch.launcher for launch in launches} | {launcher for launcher, _ in status.ended}
+                       | ({status.launcher} if status.launcher else set()))
     latest = launches[-1] if launches else None
     last: dict[tuple[str, ...], Exemplar] = {
         (model, launch.launcher, launch.state): Exemplar("launch", launch.id, launch.steps[-1][1]) for launch in launches}
-    put_calls(page, model, launchers, launches)
+    put_calls(page, model, launchers, launches, status.calls_failed)
     for launcher in launchers:
         for outcome in metrics.LAUNCH_OUTCOMES:
-            ended = sum(launch.launcher == launcher and launch.state == outcome for launch in launches)
+            ended = status.ended.get((launcher, outcome), 0)
+            ended += sum(launch.launcher == launcher and launch.state == outcome for launch in launches)
             page.put(metrics.LAUNCHES, [((model, launcher, outcome), ended)], last)
         for state in metrics.LAUNCH_STATES:
             now = latest is not None and latest.launcher == launcher and latest.state == state

@@ -9,7 +9,7 @@ Cost: some forty series per model that is retrained. Neighbours: `exporter` puts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from monitor import metrics
 from monitor.decisions import PolicyStatus
@@ -31,13 +31,15 @@ def put_policy(page: Page, model: str, policy: PolicyStatus) -> None:
     page.put(metrics.USELESS_LAUNCHES, [((model,), policy.useless)])
 
 
-def put_calls(page: Page, model: str, launchers: Sequence[str], launches: Sequence[Launch]) -> None:
+def put_calls(page: Page, model: str, launchers: Sequence[str], launches: Sequence[Launch], earlier: Mapping[str, int]) -> None:
     """Calls that carry a launch on and failed: how many, and whether one is waiting to be tried again.
 
-    launchers : the types that the model's launches have or would have        launches : all of the model
+    launchers : the types that the model's launches have or would have        launches : of the model, as far as they are held
+    earlier   : launcher -> failed calls of those that are no longer held
     """
     for launcher in launchers:
         mine = [launch for launch in launches if launch.launcher == launcher]
         retrying = any(launch.retry_at > 0 and launch.state not in FINAL_STATES for launch in mine)
-        page.put(metrics.LAUNCH_CALLS_FAILED, [((model, launcher), sum(launch.attempts for launch in mine))])
+        failed = earlier.get(launcher, 0) + sum(launch.attempts for launch in mine)
+        page.put(metrics.LAUNCH_CALLS_FAILED, [((model, launcher), failed)])
         page.put(metrics.LAUNCH_RETRYING, [((model, launcher), retrying)])

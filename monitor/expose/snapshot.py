@@ -56,6 +56,8 @@ class MonitorStatus:
     skipped   : further detector on rows -> panes that a newer one overtook     failed : further detector -> failures
     reports   : outcome (`metrics.REPORT_OUTCOMES`) -> reports        policy : of retraining; None without
     capture   : bytes of captured rows that wait for their storage, and rows that were given up; None where none are kept
+    ended     : (launcher, state) -> launches that ended earlier and are no longer among the snapshot's
+    calls_failed : launcher -> failed calls of those
     """
 
     model: str
@@ -73,6 +75,8 @@ class MonitorStatus:
     reports: Mapping[str, int] = field(default_factory=dict)
     policy: PolicyStatus | None = None
     capture: tuple[int, int] | None = None
+    ended: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    calls_failed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class ServiceSnapshot:
     alarm_counts  : (model, version, segment, kind, state) -> alarms
     open_alarms   : (model, version, segment, kind, cause, state) -> the alarm that is open there
     alarms        : the latest alarms, oldest first; the giver bounds how many
-    launches      : the launches that the outbox knows, oldest first
+    launches      : the launches that the ledger holds, oldest first: the open ones, and of each model the latest that ended
     decided       : the trigger's latest answers, oldest first
     audit         : what people and programs asked of the trigger, oldest first
     dead_letters  : records by outcome, `written` or `dropped`

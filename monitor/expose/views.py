@@ -117,6 +117,7 @@ class Monitors:
 
     ready: bool
     reason: str
+    away: str                                       # why the source cannot be read now; empty while it can
     monitors: list[MonitorView]
 
 
@@ -153,7 +154,7 @@ class Fault:
 def monitors(published: Published) -> Monitors:
     """All monitors in the order of the configuration."""
     service = published.service
-    return Monitors(service.ready, "" if service.ready else service.reason,
+    return Monitors(service.ready, "" if service.ready else service.reason, service.away,
                     [_monitor(published, status, _COLUMNS_IN_LIST) for status in service.monitors])
 
 

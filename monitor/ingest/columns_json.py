@@ -170,12 +170,16 @@ class ColumnParser:
             self.parse(values[:_WARM_EVENTS], largest)
         self._is_warm = True
         try:
-            joined = b"\0".join([*values, b""])  # type: ignore[list-item]
+            sizes = np.fromiter(map(len, values), np.int64, n)  # type: ignore[arg-type]
         except TypeError:
             values = [value or b"" for value in values]
-            joined = b"\0".join([*values, b""])  # type: ignore[list-item]
+            sizes = np.fromiter(map(len, values), np.int64, n)  # type: ignore[arg-type]
+        if sizes.max(initial=0) > largest:          # not even copied: who sends them would decide what we hold
+            values = [b"" if len(value) > largest else value for value in values]  # type: ignore[arg-type]
+            sizes[sizes > largest] = 0
+        joined = b"\0".join([*values, b""])  # type: ignore[list-item]
         starts = np.zeros(n + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, values), np.int64, n) + 1, out=starts[1:])  # type: ignore[arg-type]
+        np.cumsum(sizes + 1, out=starts[1:])
         numbers = np.full((len(self.numbers), n), np.nan)
         codes = np.zeros((len(self.texts), n), np.int32)
         spans = np.empty((len(self.texts), n, 2), np.int64)
@@ -185,7 +189,6 @@ class ColumnParser:
                    self._keys, self._limits, self._hints, *self._learnt.tables, *self._powers,
                    numbers, codes, spans, vectors, plain, np.full(len(self._keys), -1, np.int64))
         good = plain.astype(bool)
-        good &= np.diff(starts) <= largest + 1
         found: dict[Path, Any] = dict(zip(self.numbers, numbers, strict=True))
         for path, part in self.vectors.items():
             found[path] = np.ascontiguousarray(vectors[:, part])

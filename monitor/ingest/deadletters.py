@@ -1,6 +1,7 @@
 """Refused events on their way out of the stream: kept with reason, place and bytes, so that nothing disappears.
 
-    file:PATH    one JSON object per line: topic, partition, offset, reason, detail, value (base64)
+    file:PATH    one JSON object per line: topic, partition, offset, reason, detail, value (base64); of a record of many
+                 events also row, where one row of it was refused (value: the row as JSON), or events, where all of them were
     topic:NAME   one Kafka record each: the event's bytes, and the rest as headers
     none         nothing is kept; they are counted as dropped
 
@@ -223,6 +224,7 @@ def _line(refusal: Refusal, bytes_max: int) -> bytes:
         "topic": refusal.topic, "partition": refusal.partition, "offset": refusal.offset,
         "reason": refusal.reason, "detail": refusal.detail,
     }
+    document |= _within(refusal)
     value = refusal.value
     if value is not None and len(value) * 4 // 3 + _RECORD_BYTES > bytes_max:
         document["truncated"] = len(value)
@@ -231,9 +233,15 @@ def _line(refusal: Refusal, bytes_max: int) -> bytes:
     return msgspec.json.encode(document) + b"\n"
 
 
+def _within(refusal: Refusal) -> dict[str, int]:
+    """What is told of a record of many events besides."""
+    return ({} if refusal.row is None else {"row": refusal.row}) | ({} if refusal.events == 1 else {"events": refusal.events})
+
+
 def _headers(refusal: Refusal, with_value: bool) -> list[tuple[str, bytes]]:
     headers = [("reason", refusal.reason), ("topic", refusal.topic), ("partition", str(refusal.partition)),
                ("offset", str(refusal.offset)), ("detail", refusal.detail)]
+    headers += [(name, str(number)) for name, number in _within(refusal).items()]
     if not with_value:
         headers.append(("truncated", str(len(refusal.value or b""))))
     return [(name, text.encode("utf-8", "replace")) for name, text in headers]

@@ -63,6 +63,8 @@ Values = NDArray[np.float64] | Sequence[str | None]
 _REFUSABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+#: Bytes at a message's end in which the parser takes a lone surrogate for the beginning of a pair that is cut off.
+_ESCAPE_PAIR = 12
 
 _TYPES: dict[str, Any] = {
     "numeric": float | None,
@@ -177,12 +179,13 @@ class Decoder:
         others = {column.name: _first(column, values) for column in self.schema.labels}
         if self.schema.id:
             others["id"] = _texts(values[self.schema.id])
+        refused_at: list[int] = part.offsets[[i for i, _, _ in bad]].tolist() if bad else []
         return Rows(
             model=self.model, topic=part.topic, partition=part.partition, offsets=part.offsets[kept], times=times,
             columns={column.name: _first(column, values) for column in self.schema.columns}, others=others,
             next_offset=part.next_offset, read=len(part), retried=retried,
-            refusals=tuple(Refusal(part.topic, part.partition, int(part.offsets[i]), reason,
-                                   detail[:DETAIL_CHARACTERS], part.values[i]) for i, reason, detail in bad))
+            refusals=tuple(Refusal(part.topic, part.partition, offset, reason, detail[:DETAIL_CHARACTERS], part.values[i])
+                           for offset, (i, reason, detail) in zip(refused_at, bad, strict=True)))
 
     def _by_rows(self, values: Sequence[Any], places: Sequence[int], bad: list[tuple[int, str, str]]) -> tuple[
             dict[Path, Any], int]:
@@ -207,8 +210,9 @@ class Decoder:
         read, retried = self._by_rows([values[i] for i in rest.tolist()], rest.tolist(), bad)
         refused = np.array([i for i, _, _ in bad], np.int64)
         index = rest[~np.isin(rest, refused)]
-        for path, column in read.items():
-            found[path] = columns.place(path, found[path], index, column)
+        if len(index):
+            for path, column in read.items():
+                found[path] = columns.place(path, found[path], index, column)
         if len(refused):
             plain[:] = True
             plain[refused] = False
@@ -253,8 +257,11 @@ class Decoder:
             return "encoding", detail
         if value.startswith(b"\xef\xbb\xbf"):
             return "encoding", "a byte order mark before the document"
-        # The parser calls some lone surrogates truncated. The first test is for speed: it is nearly always false.
-        if b"\\u" in value and _SURROGATE.search(value) and _is_json(_SURROGATE.sub(rb"\\u0041", value)):
+        if "surrogate" in detail:
+            return "encoding", "a lone surrogate escape"
+        # One near the end the parser calls truncated. Only there: a message of nothing but escapes must not cost more.
+        end = value[-_ESCAPE_PAIR:]
+        if b"\\u" in end and _SURROGATE.search(end) and _is_json(value[:-_ESCAPE_PAIR] + _SURROGATE.sub(rb"\\u0041", end)):
             return "encoding", "a lone surrogate escape"
         return "json", detail
 

@@ -16,7 +16,7 @@ Brokers that go away, refuse us or answer nonsense do not end a source that has 
 says why, while the client reconnects, or is made anew where it would not come back of itself (`outage`).
 
 Cost: the client's `poll` is 5-8 µs per record and the largest part of the whole path; our share on top of it is about
-0.2 µs per record. Memory: `fetch_bytes` plus what is decompressed. Neighbours: `kafka_client` makes clients, `connection`
+0.2 µs per record. Memory: `fetch_bytes` plus what `unpack` lets it become. Neighbours: `kafka_client` makes clients, `connection`
 explains failures.
 """
 
@@ -44,7 +44,7 @@ from kafka.structs import OffsetAndMetadata
 from monitor.config import Kafka
 from monitor.errors import SourceFailed
 from monitor.flow import Batch, Part, TopicPartition
-from monitor.ingest import connection
+from monitor.ingest import connection, unpack
 from monitor.ingest.connection import START_SECONDS, ClientLog
 from monitor.ingest.kafka_client import (
     ApiVersion,
@@ -105,7 +105,9 @@ class KafkaSource:
     def __init__(self, kafka: Kafka, topics: Sequence[str], *, api_version: ApiVersion = None,
                  wait_seconds: float = START_SECONDS) -> None:
         self._kafka, self._read_topics, self._api_version = kafka, tuple(topics), api_version
-        self._fetch_bytes = kafka.fetch_bytes
+        self._fetch_bytes, self._unpacked_bytes = kafka.fetch_bytes, unpack.unpacked_bytes(kafka.fetch_bytes)
+        if lack := unpack.install():
+            log.warning("Record batches are unpacked without a bound.", extra={"error": lack})
         self._rebalances = _Rebalances()
         self._next: dict[ClientPartition, int] = {}         # where reading goes on: the state's offsets, then our own
         self._placed: set[ClientPartition] = set()          # assigned, and sought to where it goes on
@@ -206,7 +208,8 @@ class KafkaSource:
         try:
             # kafka-python 3.0 never gives back the rest of a fetch that it was in the middle of when its partition was
             # paused: before a pause, everything that it has fetched is taken.
-            polled = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_EVERYTHING if fresh else None)
+            with unpack.one_turn(self._unpacked_bytes):
+                polled = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_EVERYTHING if fresh else None)
             if fresh := fresh & self._consumer.assignment():
                 self._consumer.pause(*fresh)
         except OffsetOutOfRangeError as error:

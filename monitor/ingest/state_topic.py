@@ -2,7 +2,7 @@
 
     ReplicaSource   reads this replica's share of the event partitions; where they go on stands in the group's own offsets
     StateWriter     one transaction at a time: records of the state topic and, where events were counted, the group's offsets
-    StateReader     one partition of the state topic from its beginning, committed records only
+    StateReader     one partition of the state topic from its beginning, or the topic of references; committed records only
     Membership      which partitions of the state topic are ours, and so which models we decide about
 
 Invariants. A transaction is in the topic whole or not at all, together with the offsets that it moves on. Where its end is
@@ -40,8 +40,11 @@ from monitor.ingest.kafka import KafkaSource, _made, open_consumer, partitions_o
 
 log = logging.getLogger("tidemark")
 
-#: (partition of the state topic, key, value); a value of None removes the key
+#: (partition of the state topic, or REFERENCES, key, value); a value of None removes the key
 Record = tuple[int, bytes, bytes | None]
+#: In place of a partition: the topic beside the state topic that says by which reference a promoted model is judged. Every
+#: replica reads all of it, which of the state topic would be too much.
+REFERENCES = -1
 
 #: Largest record that we write, and that the topic takes: sampled or captured rows of one step.
 RECORD_BYTES = 8 << 20
@@ -53,6 +56,7 @@ TOPIC_OPTIONS = {
 }
 _POLL_MS = 200
 _LOOKUP_MS = 900
+_RIGHTS = "WRITE and DESCRIBE on the transactional id and on the topic, and READ on the group"
 _CALL_SECONDS = 15.0                                # for what the client library waits for without a limit of its own
 
 
@@ -60,34 +64,62 @@ class TransactionLost(TidemarkError):
     """A transaction is not in the topic, or we cannot know whether it is; read the topic anew before anything else."""
 
 
-def ensure_topic(kafka: Kafka, replicas: Replicas) -> None:
-    """See that the state topic is there and as it must be; make it where we may. ConfigError with what to do."""
-    where, name = "service.replicas", replicas.topic
-    how = (f"create it with: kafka-topics.sh --create --topic {name} --partitions {replicas.partitions} --replication-factor "
-           f"{replicas.replication} " + " ".join(f"--config {key}={value}" for key, value in TOPIC_OPTIONS.items()))
+def topics_of(replicas: Replicas) -> dict[str, int]:
+    """The state topic and that of the references, each with the partitions that it must have."""
+    return {replicas.topic: replicas.partitions, f"{replicas.topic}.references": 1}
+
+
+def options_of(replicas: Replicas) -> dict[str, str]:
+    """The settings of these topics: what was committed outlives a broker where there are three copies."""
+    return TOPIC_OPTIONS | {"min.insync.replicas": str(2 if replicas.replication > 2 else 1)}
+
+
+def creation(replicas: Replicas, name: str) -> str:
+    """The command that makes one of these topics."""
+    return (f"kafka-topics.sh --create --topic {name} --partitions {topics_of(replicas)[name]} --replication-factor "
+            f"{replicas.replication} " + " ".join(f"--config {key}={value}" for key, value in options_of(replicas).items()))
+
+
+def ensure_topics(kafka: Kafka, replicas: Replicas, *, promotes: bool) -> bool:
+    """See that the topics are there and as they must be; make them where we may. ConfigError with what to do.
+
+    promotes : whether the topic of references is needed; else it is used where it is there, which is returned
+    """
     consumer, client_log = open_consumer(kafka, group_id=None)
-    admin: Any = None
     try:
-        if not _is_there(consumer, name, where):
-            admin = KafkaAdminClient(**client_options(kafka), request_timeout_ms=10_000)
-            try:
-                admin.create_topics([NewTopic(name, num_partitions=replicas.partitions,
-                                              replication_factor=replicas.replication, topic_configs=dict(TOPIC_OPTIONS))])
-                log.info("State topic made.", extra={"topic": name, "partitions": replicas.partitions})
-            except TopicAlreadyExistsError:
-                pass                                # another replica was faster
-            except KafkaError as error:
-                raise ConfigError(f"{where}.topic: expected the topic {name!r} or the right to make it, got "
-                                  f"{type(error).__name__}: {str(error)[:200]}; {how}") from None
-        numbers = partitions_of(consumer, name)
+        state, references = topics_of(replicas)
+        _ensure(kafka, replicas, consumer, state)
+        if promotes:
+            _ensure(kafka, replicas, consumer, references)
+            return True
+        try:
+            return bool(consumer.partitions_for_topic(references))
+        except KafkaError:                          # nobody who promotes has given us the right to see it
+            return False
     finally:
-        if admin is not None:
-            admin.close()
         consumer.close(autocommit=False, timeout_ms=3000)
         client_log.close()
-    if len(numbers) != replicas.partitions:
+
+
+def _ensure(kafka: Kafka, replicas: Replicas, consumer: Any, name: str) -> None:
+    where, partitions = "service.replicas", topics_of(replicas)[name]
+    if not _is_there(consumer, name, where):
+        admin = KafkaAdminClient(**client_options(kafka), request_timeout_ms=10_000)
+        try:
+            admin.create_topics([NewTopic(name, num_partitions=partitions, replication_factor=replicas.replication,
+                                          topic_configs=options_of(replicas))])
+            log.info("State topic made.", extra={"topic": name, "partitions": partitions})
+        except TopicAlreadyExistsError:
+            pass                                    # another replica was faster
+        except KafkaError as error:
+            raise ConfigError(f"{where}.topic: expected the topic {name!r} or the right to make it, got "
+                              f"{type(error).__name__}: {str(error)[:200]}; create it with: {creation(replicas, name)}") from None
+        finally:
+            admin.close()
+    if len(numbers := partitions_of(consumer, name)) != partitions:
+        what = "set it so" if name == replicas.topic else "make that topic anew"
         raise ConfigError(f"{where}.partitions: expected the {len(numbers)} partitions that {name!r} has, got "
-                          f"{replicas.partitions}; set it so: which partition holds a model follows from their number")
+                          f"{partitions}; {what}: which partition holds a model follows from their number")
 
 
 def _is_there(consumer: Any, name: str, where: str) -> bool:
@@ -106,7 +138,7 @@ def _is_there(consumer: Any, name: str, where: str) -> bool:
             time.sleep(_POLL_MS / 1000)
 
 
-def _within(seconds: float, call: Callable[[], None], what: str) -> None:
+def _within(seconds: float, call: Callable[[], None], what: str, ask: str = _RIGHTS) -> None:
     """Run a call that may wait for ever on a thread of its own; TransactionLost where it is not over in time."""
     failed: list[BaseException] = []
 
@@ -125,22 +157,22 @@ def _within(seconds: float, call: Callable[[], None], what: str) -> None:
         error = failed[0]
         if isinstance(error, AuthorizationError):
             raise SourceFailed(f"kafka: expected the right to {what}, got {type(error).__name__}: {str(error)[:200]}; "
-                               "ask for WRITE and DESCRIBE on the transactional id and on the topic, and READ on the group")
+                               f"ask for {ask}")
         raise TransactionLost(f"kafka: {what}: {type(error).__name__}: {str(error)[:200]}") from None
 
 
 class StateWriter:
     """Writes to the state topic under a transactional name; of two writers with one name only the younger can commit."""
 
-    def __init__(self, kafka: Kafka, replicas: Replicas, name: str) -> None:
+    def __init__(self, kafka: Kafka, replicas: Replicas, name: str, *, ask: str = _RIGHTS) -> None:
         options = {"transactional_id": name, "transaction_timeout_ms": int(replicas.transaction_seconds * 1000), "acks": "all",
                    "compression_type": "lz4", "max_request_size": 2 * RECORD_BYTES, "linger_ms": 0, "metrics_enabled": False,
                    "delivery_timeout_ms": 12_000, "request_timeout_ms": 8_000, "max_block_ms": 10_000,
                    "allow_auto_create_topics": False}
-        self._topic = replicas.topic
+        self._topic, self._references = topics_of(replicas)
         self._producer, self._client_log = connect(lambda common: _made(KafkaProducer, common | options), kafka)
         try:
-            _within(_CALL_SECONDS, self._producer.init_transactions, f"transactions as {name!r}")
+            _within(_CALL_SECONDS, self._producer.init_transactions, f"make transactions as {name!r}", ask)
             self._epoch = self._identity()
         except BaseException:
             self.close()
@@ -159,7 +191,8 @@ class StateWriter:
         def whole() -> None:
             producer = self._producer
             producer.begin_transaction()
-            sent = [producer.send(self._topic, value=value, key=key, partition=number) for number, key, value in records]
+            sent = [producer.send(self._references, value=value, key=key, partition=0) if number == REFERENCES
+                    else producer.send(self._topic, value=value, key=key, partition=number) for number, key, value in records]
             producer.flush(_CALL_SECONDS)
             for one in sent:
                 if not one.is_done or one.failed():
@@ -173,6 +206,26 @@ class StateWriter:
             producer.commit_transaction()
 
         _within(2 * _CALL_SECONDS, whole, "a transaction")
+
+    def rehearse(self, topic: str, offset: TopicPartition | None, group: str, what: str, ask: str) -> None:
+        """A transaction with one record for a topic, or one offset of a group, that is given up again: nothing comes of it.
+
+        Raises SourceFailed where the right is lacking, and says what to ask for; TransactionLost for whatever else.
+        """
+        def whole() -> None:
+            producer = self._producer
+            producer.begin_transaction()
+            try:
+                if offset is None:
+                    sent = producer.send(topic, value=None, key=b"doctor", partition=0)
+                    producer.flush(_CALL_SECONDS)
+                    sent.get(_CALL_SECONDS)
+                else:
+                    producer.send_offsets_to_transaction({ClientPartition(*offset): OffsetAndMetadata(0, "", -1)}, group)
+            finally:
+                producer.abort_transaction()
+
+        _within(2 * _CALL_SECONDS, whole, what, ask)
 
     def close(self, *, abort: bool = False) -> None:
         """End the connection; `abort` gives up the transaction that is open, so that readers need not wait for its time-out."""
@@ -277,12 +330,14 @@ class ReplicaSource(KafkaSource):
 
 
 class StateReader:
-    """One partition of the state topic, from its beginning on; committed records only."""
+    """One partition of the state topic, or the topic of REFERENCES, from its beginning on; committed records only."""
 
     def __init__(self, kafka: Kafka, replicas: Replicas, partition: int) -> None:
-        self._kafka, self._key = kafka, ClientPartition(replicas.topic, partition)
+        state, references = topics_of(replicas)
+        self._kafka = kafka
+        self._key = ClientPartition(references, 0) if partition == REFERENCES else ClientPartition(state, partition)
         self._consumer, self._client_log = open_consumer(
-            kafka, group_id=None, max_partition_fetch_bytes=4 << 20, fetch_max_wait_ms=_POLL_MS)
+            kafka, group_id=None, max_partition_fetch_bytes=4 << 20, fetch_max_wait_ms=500)
         self._consumer.assign([self._key])
         self._consumer.seek_to_beginning(self._key)
 
@@ -314,6 +369,14 @@ class StateReader:
             time.sleep(0.2)
             return []
         return [(record.offset, record.key or b"", record.value) for found in polled.values() for record in found]
+
+    def ends(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where partitions of event topics end now."""
+        try:
+            found = self._consumer.end_offsets([ClientPartition(*key) for key in partitions], timeout_ms=5000)
+        except KafkaError as error:
+            raise self._lost(error) from None
+        return {(key.topic, key.partition): int(offset) for key, offset in found.items()}
 
     @staticmethod
     def _lost(error: KafkaError) -> TidemarkError:

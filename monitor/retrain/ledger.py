@@ -1,4 +1,4 @@
-"""The ledger: every launch that was decided and the last thousand decisions, also the ones that said no.
+"""The ledger: the launches that something is still asked of, and the last thousand decisions, also the ones that said no.
 
 It is the outbox's memory, and that of the audit trail: what people and programs asked. The trigger and `Retraining`
 change it in memory; the store asks `changed()` for exactly what is new, writes that inside its own transaction together
@@ -10,8 +10,10 @@ Invariants: one launch per id, and the id is made from (model, version, episode)
 is replaced, never removed; decisions are numbered from 1, rising, and only the last DECISIONS_MAX are kept, beside the
 latest of each model, which an alarm that waits is asked by.
 
-Memory: a launch is 2-4 kB, and a model gets about `max_per_week` of them: 100 models at 2 a week are 30 MB after a
-year at the very most. Neighbours: `trigger` decides, `launch` carries out, `monitor.pipeline` hands rows to the store.
+Memory: a launch is 2-4 kB. Of those in which nothing happens any more the latest of each kind are held (`KEPT`), at least
+as many as the policy's own limits look back at; the store keeps all. Of those that are let go, what must stay known stays:
+how many ended how, their failed calls, the highest episode that each version launched, and the store is asked for a key.
+Neighbours: `trigger` decides, `launch` carries out, `monitor.pipeline` hands rows to the store.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -30,12 +32,22 @@ from monitor.errors import CheckpointRefused
 from monitor.flow import FINAL_STATES, Launch
 from monitor.metrics import DECISION_REASONS
 
-__all__ = ["DECISIONS_MAX", "ENTRIES_MAX", "REFUSALS", "Decision", "Entry", "Ledger", "Reason", "decision_from_json",
-           "decision_to_json", "entry_from_json", "entry_to_json", "launch_from_json", "launch_id", "launch_to_json"]
+__all__ = [
+    "DECISIONS_MAX", "ENTRIES_MAX", "KEPT", "KEPT_REFERENCE", "REFUSALS", "Decision", "Entry", "Ledger", "Reason",
+    "decision_from_json", "decision_to_json", "entry_from_json", "entry_to_json", "kept_of", "launch_from_json", "launch_id",
+    "launch_to_json", "was_rejected"]
 
 DECISIONS_MAX = 1_000                     # what `explain` can look back on; older ones are dropped
 
 ENTRIES_MAX = 1_000                       # of the audit trail that are held to be shown; the store keeps them all
+
+#: Launches of one model that are held after their end, the latest of each kind. Promoted ones are what a roll-back may go
+#: back to; of the others, the breaker asks for `useless_max` and the budgets for `max_per_week`, which raise the number.
+KEPT = {"promoted": 20, "rejected": 10, "ended": 30}
+#: In place of a URI: a reference that the state holds, by its digest.
+KEPT_REFERENCE = "state:"
+#: Versions of one model whose highest launched episode is remembered: those that may still come back.
+VERSIONS_KEPT = 100
 
 #: What the trigger's reasons for `no` mean.
 REFUSALS = DECISION_REASONS
@@ -58,24 +70,49 @@ def launch_id(model: str, version: str, episode: int, key: str = "") -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
+def was_rejected(launch: Launch) -> bool:
+    """Refused before anything was started, by a person or because nobody answered; a verdict's refusal comes later."""
+    return launch.state == "refused" and all(state != "approved" for state, _ in launch.steps)
+
+
+def kept_of(max_per_week: int = 0, useless_max: int | None = None) -> dict[str, int]:
+    """How many ended launches of a model are held, by kind, where its policy looks back at so many."""
+    asked = max(max_per_week, useless_max or 0)
+    return {kind: count if kind == "rejected" else max(count, asked) for kind, count in KEPT.items()}
+
+
 class Ledger:
     """Launches by id in the order they were decided, the latest decisions, and what people asked.
 
-    counts : (model, outcome, reason) -> decisions since this process began
+    launches, decisions, entries : what the store has, oldest first; read once, one by one
+    kept    : model -> how many ended launches of each kind are held (`kept_of`); KEPT where a model is not in it
+    earlier : gives every stored launch of a model, oldest first; asked for a key where launches were let go
+    counts  : (model, outcome, reason) -> decisions since this process began
     """
 
-    def __init__(self, launches: Iterable[Launch] = (), decisions: Iterable[Decision] = (),
-                 entries: Iterable[Entry] = ()) -> None:
-        self._launches = {launch.id: launch for launch in launches}
-        self._of_model: dict[str, list[str]] = {}
-        for launch in self._launches.values():
-            self._of_model.setdefault(launch.model, []).append(launch.id)
-        given = sorted(decisions, key=lambda decision: decision.number)
-        self._decisions = deque(given, maxlen=DECISIONS_MAX)
-        self._next_number = self._decisions[-1].number + 1 if self._decisions else 1
+    def __init__(self, launches: Iterable[Launch] = (), decisions: Iterable[Decision] = (), entries: Iterable[Entry] = (), *,
+                 kept: Mapping[str, Mapping[str, int]] | None = None,
+                 earlier: Callable[[str], Iterable[Launch]] | None = None) -> None:
+        self._kept, self._earlier = kept or {}, earlier
+        self._launches: dict[str, Launch] = {}
+        self._of_model: dict[str, dict[str, None]] = {}
+        self._let_go: dict[str, Counter[tuple[str, str]]] = {}
+        self._failed_calls: dict[str, Counter[str]] = {}
+        self._episodes: dict[str, dict[str, int]] = {}      # of launches that were let go: model -> version -> the highest
         self._changed_launches: dict[str, None] = {}
+        self._moved: set[str] = set()                       # models of which a launch came or moved on
+        for launch in launches:
+            self._launches[launch.id] = launch
+            self._of_model.setdefault(launch.model, {})[launch.id] = None
+            self._let_go_of(launch.model)
+        self._decisions: deque[Decision] = deque(maxlen=DECISIONS_MAX)
+        self._latest: dict[str, Decision] = {}
+        for decision in decisions:
+            self._decisions.append(decision)
+            if not decision.key:
+                self._latest[decision.model] = decision
+        self._next_number = max((decision.number for decision in self._decisions), default=0) + 1
         self._stored_number = self._next_number - 1
-        self._latest = {decision.model: decision for decision in given if not decision.key}
         self._entries = deque(entries, maxlen=ENTRIES_MAX)
         self._new_entries: list[Entry] = []
         self.counts: Counter[tuple[str, str, str]] = Counter()
@@ -87,7 +124,7 @@ class Ledger:
 
     @property
     def launches(self) -> Mapping[str, Launch]:
-        """Every launch by its id; a view, not to be kept over a change."""
+        """The launches that are held, by id, oldest first; a view, not to be kept over a change."""
         return MappingProxyType(self._launches)
 
     @property
@@ -105,8 +142,28 @@ class Ledger:
         return self._latest.get(model)
 
     def of_model(self, model: str) -> list[Launch]:
-        """The launches of one model, oldest first."""
+        """The launches of one model that are held, oldest first: the open ones, and the latest that ended."""
         return [self._launches[name] for name in self._of_model.get(model, ())]
+
+    def ended_before(self, model: str) -> Mapping[tuple[str, str], int]:
+        """(launcher, state) -> launches of a model that have ended and are no longer held."""
+        return self._let_go.get(model, {})
+
+    def calls_failed_before(self, model: str) -> Mapping[str, int]:
+        """Launcher -> calls that failed, of those launches."""
+        return self._failed_calls.get(model, {})
+
+    def has_launched(self, model: str, version: str, episode: int) -> bool:
+        """Whether an episode has had a launch. Episodes rise, so of those that were let go the highest tells."""
+        return 0 < episode <= self._episodes.get(model, {}).get(version, 0) or any(
+            (launch.version, launch.episode) == (version, episode) for launch in self.of_model(model))
+
+    def asked_by(self, model: str, key: str) -> Launch | None:
+        """The launch that was decided for this key, held or only stored; None where there is none."""
+        found = next((launch for launch in self.of_model(model) if launch.key == key), None)
+        if found is not None or self._earlier is None or model not in self._let_go:
+            return found
+        return next((launch for launch in self._earlier(model) if launch.key == key), None)
 
     def unfinished(self) -> list[Launch]:
         """The launches in which something may still happen, oldest first."""
@@ -122,14 +179,21 @@ class Ledger:
         done = [launch for launch in self.of_model(model) if launch.state == "promoted" and launch.cut_over_at]
         return max(done, key=lambda launch: launch.cut_over_at, default=None)
 
+    def digests(self) -> set[str]:
+        """The references that held launches name in the state: what a promotion replaced, what a roll-back goes to."""
+        named = {launch.previous_digest for launch in self._launches.values()}
+        return named | {launch.reference_uri.removeprefix(KEPT_REFERENCE) for launch in self._launches.values()
+                        if launch.reference_uri.startswith(KEPT_REFERENCE)}
+
     def put(self, launch: Launch) -> None:
         """Add a launch, or replace the one of the same id."""
         known = self._launches.get(launch.id)
         if known != launch:
             if known is None:
-                self._of_model.setdefault(launch.model, []).append(launch.id)
+                self._of_model.setdefault(launch.model, {})[launch.id] = None
             self._launches[launch.id] = launch
             self._changed_launches[launch.id] = None
+            self._moved.add(launch.model)
 
     def cut_over(self, launch: Launch, at: float) -> Launch:
         """Note that from event time `at` the promoted launch's reference judges; goes with the next transaction."""
@@ -181,6 +245,41 @@ class Ledger:
         self._changed_launches.clear()
         self._new_entries.clear()
         self._stored_number = self._next_number - 1
+        for model in self._moved:
+            self._let_go_of(model)
+        self._moved.clear()
+
+    def _let_go_of(self, model: str) -> None:
+        """Hold of the ended launches of a model only the latest of each kind; what is not stored yet, stays."""
+        names, kept = self._of_model[model], self._kept.get(model, KEPT)
+        if len(names) <= min(kept.values()):
+            return
+        held: Counter[str] = Counter()
+        for name in reversed(list(names)):
+            launch = self._launches[name]
+            kind = _kind(launch)
+            if not kind:
+                continue
+            held[kind] += 1
+            if held[kind] <= kept[kind] or name in self._changed_launches:
+                continue
+            del self._launches[name], names[name]
+            self._let_go.setdefault(model, Counter())[launch.launcher, launch.state] += 1
+            self._failed_calls.setdefault(model, Counter())[launch.launcher] += launch.attempts
+            self._note_episode(launch)
+
+    def _note_episode(self, launch: Launch) -> None:
+        versions = self._episodes.setdefault(launch.model, {})
+        versions[launch.version] = max(launch.episode, versions.pop(launch.version, 0))
+        if len(versions) > VERSIONS_KEPT:
+            del versions[next(iter(versions))]
+
+
+def _kind(launch: Launch) -> str:
+    """The key of KEPT that an ended launch belongs to; empty while something may still happen."""
+    if launch.state not in FINAL_STATES or (launch.state == "promoted" and not launch.cut_over_at):
+        return ""
+    return "promoted" if launch.state == "promoted" else "rejected" if was_rejected(launch) else "ended"
 
 
 def launch_to_json(launch: Launch) -> str:

@@ -28,7 +28,7 @@ from monitor import blackout, config
 from monitor.config_retrain import gpus
 from monitor.decisions import Limit, Reason
 from monitor.flow import FINAL_STATES, Launch
-from monitor.retrain.ledger import Ledger
+from monitor.retrain.ledger import Ledger, was_rejected
 from monitor.retrain.promotions import ROLLBACK
 
 HOUR_SECONDS, WEEK_SECONDS = 3600.0, 7 * 86_400.0
@@ -137,11 +137,6 @@ def rolled_back(launches: Sequence[Launch]) -> dict[str, Launch]:
         if again is not None:
             line.append(undone.pop(again.id))
     return undone
-
-
-def was_rejected(launch: Launch) -> bool:
-    """Refused before anything was started, by a person or because nobody answered; a verdict's refusal comes later."""
-    return launch.state == "refused" and all(state != "approved" for state, _ in launch.steps)
 
 
 def gpu_hours(launch: Launch) -> float:

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 from detectors.reference import Reference, ReferenceMismatch
 from monitor.errors import TidemarkError
-from monitor.flow import FINAL_STATES, Launch
+from monitor.flow import Launch
 from monitor.retrain.challenger import ContractBroken, read_output, roots
-from monitor.retrain.ledger import launch_id
+from monitor.retrain.ledger import KEPT_REFERENCE, launch_id
 from monitor.retrain.promotions import (
     ROLLBACK,
     ChallengerUnfit,
@@ -39,8 +39,6 @@ __all__ = ["ROLLBACK", "ChallengerUnfit", "Promoted", "Promotion", "PromotionRef
            "load_reference", "promote", "promotion_for", "rolled_back"]
 
 REFERENCE_BYTES_MAX = 256 << 20           # far above 2,000 columns with 200 bins; a bound on what is read into memory
-#: In place of a URI: a reference that the state holds, by its digest.
-KEPT = "state:"
 
 Kept = Callable[[str], Reference]
 
@@ -98,10 +96,10 @@ def load_reference(uri: str, kept: Kept | None = None, roots: Sequence[str] = ()
 
     Raises ReferenceMismatch or ContractBroken for what is no reference, LaunchFailed(retry=True) for one out of reach.
     """
-    if uri.startswith(KEPT):
+    if uri.startswith(KEPT_REFERENCE):
         if kept is None:
             raise ContractBroken(f"{uri[:20]}: expected a state that keeps references, got none; start the service")
-        return kept(uri.removeprefix(KEPT))
+        return kept(uri.removeprefix(KEPT_REFERENCE))
     content = read_output(uri, REFERENCE_BYTES_MAX, roots)
     if content is None:
         raise ContractBroken(f"{uri}: expected the new reference, got nothing; let the trainer write it")
@@ -155,12 +153,13 @@ def rolled_back(launches: Sequence[Launch], model: str, version: str, to: str, *
 
 def _record(launches: Sequence[Launch], model: str, version: str, to: str, uri: str, digest: str, *, by: str, why: str,
             at: float, now: float) -> Launch:
-    ended = sum(launch.launcher == ROLLBACK and launch.state in FINAL_STATES for launch in launches)
+    # Going back once more is another launch: each names the one before it, which is always held.
+    before = launches[-1].id if launches else ""
     words = f"rolled back from version {version} to {to} by hand" + (f": {why}" if why else "")
     # In the form of an alarm's reason, for whoever reads those; no column moved.
     reason = {"columns": [], "columns_total": 0, "effects": [], "window": {"since": at, "at": at, "panes": 0, "events": 0},
               "scores": {"alarm": None, "severe": None}, "kind": ROLLBACK, "segment": "all"}
     return Launch(
-        id=launch_id(model, version, 0, f"{ROLLBACK}\0{to}\0{ended}"), model=model, version=version, episode=0,
+        id=launch_id(model, version, 0, f"{ROLLBACK}\0{to}\0{before}"), model=model, version=version, episode=0,
         launcher=ROLLBACK, state="judged", reason=json.dumps(reason), steps=(("judged", now),), detail=words, by=by, why=why,
-        new_version=to, model_uri=uri, reference_uri=f"{KEPT}{digest}")
+        new_version=to, model_uri=uri, reference_uri=f"{KEPT_REFERENCE}{digest}")

@@ -39,7 +39,7 @@ from monitor.decisions import ALERTMANAGER, NOBODY, Action, Entry, Limit, Policy
 from monitor.errors import TidemarkError
 from monitor.flow import Alarm, Clock, Launch, LaunchState, Mover, TopicPartition
 from monitor.metrics import DECISION_REASONS, WAITING_REASONS
-from monitor.retrain.ledger import Decision, Ledger, launch_id
+from monitor.retrain.ledger import Decision, Ledger, launch_id, was_rejected
 from monitor.retrain.limits import (
     REPLAYED,
     Limits,
@@ -48,7 +48,6 @@ from monitor.retrain.limits import (
     first_that_holds,
     gpu_hours_remaining,
     useless_row,
-    was_rejected,
 )
 
 __all__ = ["Decision", "Fired", "Ledger", "Standing", "Trigger", "launch_id"]
@@ -188,7 +187,7 @@ class Trigger:
         return (held.reason, held.until) if held else ("", 0.0)
 
     def _had_its_own(self, model: str, version: str, episode: int) -> bool:
-        return any((launch.version, launch.episode) == (version, episode) for launch in self.ledger.of_model(model))
+        return self.ledger.has_launched(model, version, episode)
 
     def _persisting_until(self, alarm: Alarm, policy: config.Retrain, is_standing: bool) -> float:
         """The event time at which an alarm has been severe for `persist_panes` in a row: from its own pane on where it
@@ -208,7 +207,7 @@ class Trigger:
         force   : a person sets the limits aside        dry_run : only say what the answer would be; nothing is written
         """
         key = (key or secrets.token_hex(8))[:NAME_MAX]
-        before = next((launch for launch in self.ledger.of_model(model) if launch.key == key), None)
+        before = self.ledger.asked_by(model, key)
         alarm, person = standing.alarm, by != ALERTMANAGER
         episode = alarm.episode if alarm else 0
         limits = self._limits_of(model, standing)

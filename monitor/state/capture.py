@@ -6,8 +6,9 @@
 Counted rows wait in the store's own transaction (`store.save_captures`: the *pending* rows) and go to files every
 `seconds`, or when there are many. A file holds the rows of one partition and one day whose offsets lie in one span; the
 spans are multiples of a fixed length, so a topic that is read again, by whatever cuts, rewrites the same files with the same
-rows. A file grows by being replaced as a whole until its span is full, and the store says how many of its rows count: what a
-crash left beyond them is cut off at start.
+rows. Where records hold many events, a span is of fewer offsets, by a power of two, and a file that is full all the same is
+followed by another in the same span. A file grows by being replaced as a whole, and the store says how many of its rows
+count: what a crash left beyond them is cut off at start.
 
 Invariant: the rows that count in the files and the pending rows together are exactly the counted events, each once (with
 `share` below 1: those whose hash of the offset is below it). A storage that is slow holds the loop, and so the intake. One
@@ -51,6 +52,8 @@ log = logging.getLogger("tidemark")
 DAY_MS = 86_400_000
 #: Rows that a file holds when its span is full: a twentieth of what is kept, so that dropping the oldest file is no large step.
 FILE_ROWS_MIN, FILE_ROWS_MAX = 1_000, 50_000
+#: A file of so many times the rows that it is meant to hold, and of more than its span has offsets, grows no more.
+FILES_FULL = 2
 #: Bytes of a file's rows in memory, about: a file grows by being read and written whole, and WRITERS of them at a time.
 FILE_BYTES, VALUE_BYTES = 16 << 20, 16
 #: Pending rows go to files when they are so many, or take a quarter of what may wait.
@@ -165,11 +168,11 @@ class Capture:
             self._place.delete(name)
         newest: dict[str, int] = {}
         for captured in self.files:
-            topic, first = _series(captured.file)
-            newest[topic] = max(newest.get(topic, 0), first)
+            topic, end = _series(captured.file)
+            newest[topic] = max(newest.get(topic, 0), end)
         for captured in self.files:                 # only the last span of a partition was still growing
-            topic, first = _series(captured.file)
-            if first == newest[topic] and (self._place.rows(captured.file) or 0) > captured.rows:
+            topic, end = _series(captured.file)
+            if end == newest[topic] and (self._place.rows(captured.file) or 0) > captured.rows:
                 table = self._place.read(captured.file)
                 if table is not None:
                     self._place.write(captured.file, table.slice(0, captured.rows))
@@ -338,9 +341,14 @@ class Capture:
     def _spans(self, topic: str, partitions: NDArray[np.int64], offsets: NDArray[np.int64], files: Iterable[str]
                ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First offset and end of the span of each row: the multiple that it lies in, or the span of a file that has it."""
-        length = max(1, round(self.file_rows / self.share))
-        firsts = offsets // length * length
-        ends = firsts + length
+        lengths = np.full(len(offsets), max(1, round(self.file_rows / self.share)))
+        for partition in np.unique(partitions).tolist():        # turns: partitions
+            ours = partitions == partition
+            density = np.count_nonzero(ours) / len(np.unique(offsets[ours]))
+            if density > 1:                         # records of many events: kept rows of each, so `share` is in it
+                lengths[ours] = max(1, self.file_rows >> round(math.log2(density)))
+        firsts = offsets // lengths * lengths
+        ends = firsts + lengths
         known: dict[int, set[tuple[int, int]]] = {}
         for name in files:
             match = _NAME.fullmatch(name)
@@ -360,6 +368,8 @@ class Capture:
     def _grown(self, before: Captured | None, part: Part) -> Captured:
         """Write a file: its rows that count, and these behind them."""
         table = part.table
+        if before is not None and before.rows + table.num_rows > max(FILES_FULL * self.file_rows, part.end - part.first):
+            return self._grown(None, replace(part, first=part.offset))
         if before is not None:
             kept = self._place.read(part.name)
             if kept is not None and not kept.schema.equals(table.schema):
@@ -399,9 +409,9 @@ class Capture:
         return since(table.slice(0, captured.rows), since_ms)
 
 def _series(file: str) -> tuple[str, int]:
-    """The partition that a file is of, and its first offset."""
+    """The partition that a file is of, and where its span ends."""
     match = _NAME.fullmatch(file)
-    return (file, 0) if match is None else (f"{match['topic']}-{match['partition']}", int(match["first"]))
+    return (file, 0) if match is None else (f"{match['topic']}-{match['partition']}", int(match["end"]))
 
 
 def _flat(file: str) -> str:

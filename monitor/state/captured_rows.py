@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from monitor.flow import Rows
+from monitor.flow import Rows, places_of
 from monitor.state.sample import keys_of
 
 #: Where a pending row stands in its topic; beside the columns in the store, and in no file.
@@ -54,14 +54,16 @@ def table_of(rows: Rows, names: Sequence[str], share: float = 1.0) -> pa.Table:
         else:
             arrays[name] = pa.array(values if values is not None else [None] * len(rows), pa.string())
     if "id" not in arrays:
-        place = f"{rows.topic}:{rows.partition}:"
-        arrays["id"] = pa.array([f"{place}{offset}" for offset in rows.offsets.tolist()], pa.string())
+        place, offsets = f"{rows.topic}:{rows.partition}:", rows.offsets.tolist()
+        arrays["id"] = pa.array(
+            [f"{place}{offset}" for offset in offsets] if rows.within is None else
+            [f"{place}{offset}:{row}" for offset, row in zip(offsets, rows.within.tolist(), strict=True)], pa.string())
     arrays["timestamp"] = pa.array(rows.times, pa.int64())
     arrays[PARTITION] = pa.array(np.full(len(rows), rows.partition, np.int64))
     arrays[OFFSET] = pa.array(rows.offsets, pa.int64())
     table = pa.table(arrays, metadata={_TOPIC: rows.topic})
     if share < 1:
-        keys = keys_of(rows.topic, rows.partition, rows.offsets)
+        keys = keys_of(rows.topic, rows.partition, places_of(rows.offsets, rows.within))
         table = table.filter(pa.array(keys < np.uint64(share * 2.0**64)))
     return table
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from detectors.binning import CategoryBinning, level_hash
 from detectors.reference import Reference
-from monitor.flow import Columns, Rows
+from monitor.flow import Columns, Rows, place_of, places_of
 
 #: Unseen levels that are kept by name, per pane and column, and characters of a name.
 UNSEEN_NAMES, NAME_CHARACTERS = 20, 64
@@ -58,12 +58,13 @@ def note_refusals(
     refusals = [refusal for refusal in rows.refusals if refusal.reason not in NO_FAULT]
     if not refusals:
         return 0 if len(rows) else in_a_row
-    places = np.searchsorted(rows.offsets, [refusal.offset for refusal in refusals]).tolist()
+    places = np.searchsorted(places_of(rows.offsets, rows.within), [
+        refusal.offset if rows.within is None else place_of(refusal.offset, refusal.row or 0) for refusal in refusals]).tolist()
     last = 0
     for refusal, place in zip(refusals, places, strict=True):       # turns: refused records
-        in_a_row, last = (in_a_row if place == last else 0) + 1, place
+        in_a_row, last = (in_a_row if place == last else 0) + refusal.events, place
         note = notes.setdefault(int(panes[place - 1]) if place else before, Notes())
-        note.refused[refusal.reason] = note.refused.get(refusal.reason, 0) + 1
+        note.refused[refusal.reason] = note.refused.get(refusal.reason, 0) + refusal.events
         note.in_a_row = max(note.in_a_row, in_a_row)
     return in_a_row if last == len(rows) else 0
 

@@ -12,6 +12,9 @@ events counted = sum over all panes. A pane that was decided never changes again
 A partition that has nothing more to read for `idle_seconds` no longer holds the watermark back. When all are idle,
 the panes that are still open are closed as if event time had gone on just far enough.
 
+A record may hold many events. It is counted whole or not at all, so that a next offset is all that must be remembered: where
+one record's first event is within reach, all of it is.
+
 A topic's partitions are not read in step. Events more than `limits.open_panes` panes ahead of the oldest open one
 *wait*: they are not counted yet, their offsets are not passed, and the source is asked to hold their partition until
 the slower ones have come closer. So a backlog gives the same panes as live traffic, in bounded memory.
@@ -229,10 +232,13 @@ class Panes:
         open_from = np.maximum((running - stream.lateness_ms) // stream.pane_ms, stream.last_decided + 1)
         panes = np.maximum(wanted, open_from)
         if len(rows):
+            firsts = None if rows.within is None else np.flatnonzero(np.diff(rows.offsets, prepend=-1))
+            if firsts is not None:                  # a record opens up to half of the panes, so half of them are left to it
+                reach = max(reach // 2, stream.lateness_ms // stream.pane_ms + 2)
             horizon = (int(panes[0]) if lowest is None else lowest) + reach
-            beyond = np.flatnonzero(panes >= horizon)
+            beyond = np.flatnonzero((panes if firsts is None else panes[firsts]) >= horizon)
             if len(beyond):
-                cut = int(beyond[0])
+                cut = int(beyond[0] if firsts is None else firsts[beyond[0]])
                 stream.waiting[key] = [_between(rows, int(rows.offsets[cut]), rows.next_offset)]
                 stream.ahead[key] = int(running[cut])
                 rows = _between(rows, first, int(rows.offsets[cut]))
@@ -240,7 +246,8 @@ class Panes:
         self.refusals.extend(rows.refusals)
         before = NO_PANE if position.clock < 0 else max(position.clock // stream.pane_ms, stream.last_decided + 1)
         position.in_a_row = note_refusals(stream.notes, rows, panes, before, position.in_a_row)
-        stream.outcomes.update(f"refused:{refusal.reason}" for refusal in rows.refusals)
+        for refusal in rows.refusals:
+            stream.outcomes[f"refused:{refusal.reason}"] += refusal.events
         position.next_offset = max(position.next_offset, rows.next_offset)
         if not len(rows):
             return None
@@ -303,6 +310,7 @@ def _between(rows: Rows, first: int, following: int) -> Rows:
         return replace(rows, refusals=refusals, next_offset=following)
     return replace(
         rows, offsets=rows.offsets[start:end], times=rows.times[start:end], next_offset=following, refusals=refusals,
+        within=None if rows.within is None else rows.within[start:end],
         columns={name: values[start:end] for name, values in rows.columns.items()},
         others={name: values[start:end] for name, values in rows.others.items()})
 

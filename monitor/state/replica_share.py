@@ -2,6 +2,7 @@
 
     Share       counts by pane, notes, samples, and how far each partition was read        counting replica -> owner
     SharedRows  counted events that the owner captures for a retraining                    counting replica -> owner
+    JudgedBy    the reference of a promoted model: what is counted from now on fits it     owner -> every replica
 
 `Counting` turns decoded batches into shares; `MergedPanes` adds shares up in the owner's open panes, where everything behind
 them (watermark, closing, judging) is as in one process. Counts, notes and samples add up, whoever counted what.
@@ -25,7 +26,7 @@ import msgspec
 import numpy as np
 
 from monitor.errors import CheckpointRefused
-from monitor.flow import Batch, Clock, Refusal, Rows, TopicPartition
+from monitor.flow import Batch, Clock, Refusal, Rows, TopicPartition, places_of
 from monitor.state.notes import Notes
 from monitor.state.panes import EVERYTHING, NO_PANE, Panes, Position, Stream
 from monitor.state.sample import from_bytes, keys_of, merged, to_bytes
@@ -62,7 +63,7 @@ class Share(msgspec.Struct, frozen=True, tag="share", array_like=True):
 
 
 class SharedRows(msgspec.Struct, frozen=True, tag="rows", array_like=True):
-    """Counted events of one partition: numbers as (shape of one, bytes), texts as they are."""
+    """Counted events of one partition: numbers as (shape of one, bytes), texts as they are; `within` b"" for None."""
 
     model: str
     topic: str
@@ -71,12 +72,26 @@ class SharedRows(msgspec.Struct, frozen=True, tag="rows", array_like=True):
     times: bytes
     columns: dict[str, Any]
     others: dict[str, Any]
+    within: bytes = b""
+
+
+class JudgedBy(msgspec.Struct, frozen=True, tag="judged", array_like=True):
+    """By which reference the owner judges a model since a promotion or a roll-back.
+
+    configured : digest of the reference that the configuration named then; by another one this says nothing
+    """
+
+    model: str
+    configured: str
+    version: str
+    reference: str                                  # Reference.to_json()
 
 
 _decoder = msgspec.msgpack.Decoder(Share | SharedRows, strict=False)
+_judged = msgspec.msgpack.Decoder(JudgedBy)
 
 
-def packed(message: Share | SharedRows) -> bytes:
+def packed(message: Share | SharedRows | JudgedBy) -> bytes:
     """A message as it stands in the topic."""
     return msgspec.msgpack.encode(message)
 
@@ -89,6 +104,15 @@ def read(value: bytes) -> Share | SharedRows:
         raise CheckpointRefused(f"state topic: expected a share of counts, got damage ({str(error)[:200]}); "
                                 "is the topic written by something else, or by another version of tidemark?") from None
     return message
+
+
+def read_judged(value: bytes) -> JudgedBy:
+    """A record of the topic of references; CheckpointRefused where it is none."""
+    try:
+        return _judged.decode(value)
+    except msgspec.DecodeError as error:
+        raise CheckpointRefused(f"topic of references: expected a reference of ours, got damage ({str(error)[:200]}); "
+                                "is the topic written by something else?") from None
 
 
 def _flat(values: Any) -> Any:
@@ -104,7 +128,8 @@ def _full(values: Any, rows: int) -> Any:
 def shared(rows: Rows, names: Collection[str], share: float) -> Iterator[SharedRows]:
     """Counted rows as messages of bounded size; of those that are not captured (`share`) none."""
     if share < 1:
-        keep = np.flatnonzero(keys_of(rows.topic, rows.partition, rows.offsets) < np.uint64(int(share * 2.0**64)))
+        keys = keys_of(rows.topic, rows.partition, places_of(rows.offsets, rows.within))
+        keep = np.flatnonzero(keys < np.uint64(int(share * 2.0**64)))
     else:
         keep = np.arange(len(rows))
     columns = {name: values for name, values in rows.columns.items() if name in names}
@@ -112,11 +137,12 @@ def shared(rows: Rows, names: Collection[str], share: float) -> Iterator[SharedR
     while parts:
         index = parts.pop(0)
         pick = index.tolist()
+        kept, besides = ({name: _flat(values[index] if isinstance(values, np.ndarray) else [values[i] for i in pick])
+                          for name, values in of.items()} for of in (columns, rows.others))
         found = SharedRows(
             rows.model, rows.topic, rows.partition, rows.offsets[index].astype("<i8").tobytes(),
-            rows.times[index].astype("<i8").tobytes(),
-            *({name: _flat(values[index] if isinstance(values, np.ndarray) else [values[i] for i in pick])
-               for name, values in kept.items()} for kept in (columns, rows.others)))
+            rows.times[index].astype("<i8").tobytes(), kept, besides,
+            b"" if rows.within is None else rows.within[index].astype("<i8").tobytes())
         if len(index) > 1 and len(packed(found)) > ROWS_BYTES:
             parts[:0] = [index[:len(index) // 2], index[len(index) // 2:]]
         else:
@@ -129,7 +155,8 @@ def rows_of(message: SharedRows) -> Rows:
     n = len(offsets)
     return Rows(message.model, message.topic, message.partition, offsets, np.frombuffer(message.times, "<i8").astype(np.int64),
                 {name: _full(values, n) for name, values in message.columns.items()},
-                int(offsets[-1]) + 1, n, {name: _full(values, n) for name, values in message.others.items()})
+                int(offsets[-1]) + 1, n, {name: _full(values, n) for name, values in message.others.items()},
+                within=np.frombuffer(message.within, "<i8").astype(np.int64) if message.within else None)
 
 
 # -- the counting side -------------------------------------------------------------------------------------------------
@@ -229,6 +256,15 @@ class Counting:
             self._panes.replace(bare)
         self._panes.kept = []
         self._begun = {model: {key: position.next_offset for key, position in held.items()} for model, held in positions.items()}
+
+    def judge(self, stream: Stream) -> None:
+        """Count a model by another reference: at once where nothing is counted since the last commit, else after the next."""
+        self._fresh[stream.model] = stream
+        old = self._panes.streams[stream.model]
+        if not old.open and not old.notes:
+            bare = self._bare(stream.model)
+            bare.positions, bare.outcomes, bare.late = old.positions, old.outcomes, old.late
+            self._panes.replace(bare)
 
     def ahead(self, notes: Mapping[TopicPartition, str]) -> frozenset[TopicPartition]:
         """Our partitions that are so far ahead of the slowest one of the group that their reading must be held."""

@@ -6,9 +6,10 @@ not happened. A launch is in the topic before any launcher is called, because `S
 
     row/<table>/<key>       one row of the store, as it is now; without a value where the row is gone
     share/<model>/<id>      what a replica counted (`replica_share`); removed when it is part of the rows
+    reference/<model>       by what a promoted model is judged; in the topic of references, which every replica reads
 
 Invariant: the rows in the topic are those of the last committed transaction; `meta` says up to which offset of the partition
-the shares of a model are part of them.
+the shares of a model are part of them, and what was last told of its reference.
 
 Cost: temporary triggers note the keys of changed rows; a row that did not change is not written again. A take-over reads one
 partition: a week of panes is some 20 MB per model. Neighbours: `store` is unchanged beneath, `replicas` gives the writer.
@@ -29,6 +30,7 @@ import msgspec
 from detectors.profile import Profile
 from monitor.errors import CheckpointRefused
 from monitor.state.panes import Stream
+from monitor.state.replica_share import JudgedBy, packed
 from monitor.state.store import Store
 
 #: table -> what names a row, and whether the order in which rows came matters
@@ -40,9 +42,9 @@ TABLES: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "samples": (("model", "version", "segment", "pane"), False), "audit": (("seq",), False),
     "captured_rows": (("model", "number"), False),
 }
-ROW, SHARE = b"row/", b"share/"
+ROW, SHARE, REFERENCE = b"row/", b"share/", b"reference/"
 #: Of `meta`, what is told to the next owner; the rest is about the file itself.
-_TOLD = ("checks:", "shared:")
+_TOLD = ("checks:", "shared:", "judged:")
 _decoder = msgspec.msgpack.Decoder(dict[str, Any])
 
 Changes = Sequence[tuple[bytes, bytes | None]]
@@ -59,6 +61,7 @@ class MirroredStore(Store):
         self._known: dict[bytes, bytes] = {}        # key -> digest of what the topic holds
         self._folded: dict[str, list[tuple[int, bytes]]] = {}
         self._saved: set[str] = set()
+        self._judged: dict[bytes, bytes] = {}       # what replicas are to be told of references with this transaction
         for left in ("", "-wal", "-shm", "-journal", ".new"):
             with suppress(FileNotFoundError):
                 Path(f"{path}{left}").unlink()
@@ -105,8 +108,9 @@ class MirroredStore(Store):
             return
         with super().transaction() as db:
             self._saved.clear()
+            self._judged.clear()
             yield db
-            changes = list(self._changes(db))
+            changes = [*self._changes(db), *self._judged.items()]
             settled = {model: self._folded[model] for model in self._saved if self._folded.get(model)}
             changes += [(key, None) for shares in settled.values() for _, key in shares]
             if changes:
@@ -156,9 +160,21 @@ class MirroredStore(Store):
                     decided: Mapping[int, Profile]) -> None:
         """As the store's; and how far the shares of the model are part of it."""
         super().save_stream(db, stream, configured, policy, decided)
+        self._tell(db, stream, configured[1])
         if shares := self._folded.get(stream.model):
             db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"shared:{stream.model}", str(shares[-1][0] + 1)))
         self._saved.add(stream.model)
+
+
+    def _tell(self, db: sqlite3.Connection, stream: Stream, configured: str) -> None:
+        """Tell the replicas by what a model is judged, where that is not what the configuration says or they heard otherwise."""
+        judged = f"{configured}:{stream.reference.digest}"
+        told = db.execute("SELECT value FROM meta WHERE key = ?", (f"judged:{stream.model}",)).fetchone()
+        if judged == told[0] if told is not None else configured == stream.reference.digest:
+            return
+        db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"judged:{stream.model}", judged))
+        self._judged[REFERENCE + stream.model.encode()] = packed(
+            JudgedBy(stream.model, configured, stream.version, stream.reference.to_json()))
 
 
 def latest(records: Iterable[tuple[int, bytes, bytes | None]]) -> tuple[dict[bytes, bytes], list[tuple[int, bytes, bytes]]]:

@@ -6,16 +6,22 @@ every start, by the same age: event time older than so many panes of the version
 earlier version still serve (the usual rate of events, reports of its last alarms, `tidemark thresholds`) looks back no
 further.
 
-Invariant: a pane that is younger, and every pane that is still open under the present version, stays. Cost: one pass over
-the model's panes, at a cut-over and at start alone. Neighbours: `store` writes panes, `cutover` and `service` call this.
+The references of earlier versions go, too, some 0.4 MB each: what is kept is what something still judges by or looks back
+at, which is the present ones, those whose panes are there, and those that a roll-back may go back to (the last 20 promotions
+of a model, `retrain.ledger`).
+
+Invariant: a pane that is younger, and every pane that is still open under the present version, stays, and so does the
+reference of every pane. Cost: one pass over the model's panes, and one pane of each version, at a cut-over and at start
+alone. Neighbours: `store` writes panes, `cutover` and `service` call this.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 
 from monitor.state.panes import NO_PANE, Stream
-from monitor.state.store import KEPT_PANES
+from monitor.state.store import KEPT_PANES, unpacked
 
 
 def forget_old_versions(db: sqlite3.Connection, stream: Stream, last_pane: int) -> int:
@@ -28,3 +34,19 @@ def forget_old_versions(db: sqlite3.Connection, stream: Stream, last_pane: int) 
     before_ms = (last_pane + 1 - KEPT_PANES) * stream.pane_ms
     return db.execute("DELETE FROM panes WHERE model = ? AND version <> ? AND (pane + 1) * pane_ms <= ?",
                       (stream.model, stream.version, before_ms)).rowcount
+
+
+def forget_old_references(db: sqlite3.Connection, needed: Iterable[str]) -> int:
+    """Drop the references that nothing judges by or looks back at any more; how many that were.
+
+    needed : digests that launches name: what they replaced, and what a roll-back goes to
+    """
+    kept = {digest for row in db.execute("SELECT digest, configured_digest FROM streams") for digest in row} | set(needed)
+    last = ("", "")
+    while row := db.execute("SELECT model, version, profile FROM panes WHERE (model, version) > (?, ?) "
+                            "ORDER BY model, version LIMIT 1", last).fetchone():
+        last = (row[0], row[1])                     # one pane of a version tells: all of it were counted by one reference
+        kept.add(unpacked(row[2]).reference_digest)
+    gone = [(digest,) for (digest,) in db.execute("SELECT digest FROM refs") if digest not in kept]
+    db.executemany("DELETE FROM refs WHERE digest = ?", gone)
+    return len(gone)

@@ -1,8 +1,8 @@
 """A sample of a pane's rows: those whose place in the topic has the smallest hashes.
 
-Idea: every event has a key, a 64-bit hash of (topic, partition, offset), and a pane keeps the rows with the `rows`
-smallest keys. Which rows these are is a property of the set of events, as the counts are, not of the order in which they
-came: the smallest of two parts' smallest are the smallest of the whole. So a sample is the same however the stream
+Idea: every event has a key, a 64-bit hash of its topic, partition and place (`flow.places_of`), and a pane keeps the rows with
+the `rows` smallest keys. Which rows these are is a property of the set of events, as the counts are, not of the order in
+which they came: the smallest of two parts' smallest are the smallest of the whole. So a sample is the same however the stream
 was cut into batches, however partitions interleave, and after any crash; and since a hash knows nothing of values, it is
 a simple random sample of the pane's events without replacement.
 
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.errors import CheckpointRefused
-from monitor.flow import TEXT_CHARACTERS, Columns, Rows, Sample
+from monitor.flow import TEXT_CHARACTERS, Columns, Rows, Sample, places_of
 
 Keys = NDArray[np.uint64]
 Values = NDArray[np.float64] | Sequence[str | None]
@@ -56,7 +56,7 @@ class Sampling:
 
 
 def keys_of(topic: str, partition: int, offsets: NDArray[np.int64]) -> Keys:
-    """The key of each record of a partition: distinct within it, and evenly spread (splitmix64, Steele et al. 2014).
+    """The key of each event, from its place: distinct in its partition and evenly spread (splitmix64, Steele et al. 2014).
 
     >>> keys_of("t", 0, np.array([0, 1])).tolist() == keys_of("t", 0, np.array([1, 0])).tolist()[::-1]
     True
@@ -79,12 +79,13 @@ def draw(
     known : pane -> its sample so far       parts, joined : what is counted, and its watched columns one behind the other
     panes : the distinct panes, rising      group : of each event, the place of its pane among them
     """
-    keys = np.concatenate([keys_of(rows.topic, rows.partition, rows.offsets) for rows in parts])
+    places = [places_of(rows.offsets, rows.within) for rows in parts]
+    keys = np.concatenate([keys_of(rows.topic, rows.partition, own) for rows, own in zip(parts, places, strict=True)])
     maybe = _small_keys(keys, group, sampling.rows, [known.get(pane) for pane in panes.tolist()])
     if not len(maybe):
         return {}
     partitions = np.repeat([rows.partition for rows in parts], [len(rows) for rows in parts])
-    offsets = np.concatenate([rows.offsets for rows in parts])
+    offsets = np.concatenate(places)
     times = np.concatenate([rows.times for rows in parts])
     found = {name: joined[name] if name in joined else _joined([rows.others[name] for rows in parts]) for name in sampling.names}
     order = maybe[np.lexsort((offsets[maybe], partitions[maybe], keys[maybe], group[maybe]))]

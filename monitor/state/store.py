@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -54,6 +55,8 @@ KEPT_PANES = 10_080
 KEPT_ALARMS = 1_000
 #: Lines of the audit trail per model: at one an hour, more than a year.
 KEPT_AUDIT = 10_000
+#: Rows of the history that are read in one go: of the largest, some 5 MB.
+HISTORY_PAGE = 500
 
 #: Each is made where it is absent: a state that was begun without it goes on.
 _TABLES = """
@@ -384,6 +387,8 @@ class Store:
             [(stream.model, stream.version, previous, topic, partition, position.next_offset, at, reason)
              for (topic, partition), position in stream.positions.items()],
         )
+        db.execute("DELETE FROM cutovers WHERE model = ? AND rowid <= (SELECT rowid FROM cutovers WHERE model = ? "
+                   "ORDER BY rowid DESC LIMIT 1 OFFSET ?)", (stream.model, stream.model, KEPT_ALARMS))
 
     def forget_open(self, db: sqlite3.Connection, model: str, version: str) -> None:
         """Set aside (2) what an earlier stream of this version left undecided: a version that comes back begins anew."""
@@ -403,14 +408,27 @@ class Store:
                 f"(SELECT seq FROM {table} WHERE model = ? ORDER BY seq DESC LIMIT 1 OFFSET ?)", (model, model, keep),
             )
 
-    def history(self, table: str, model: str | None = None) -> list[str]:
-        """The documents of `alarms`, `decisions`, `launches` or `audit`, oldest first; a state begun without one has none."""
+    def history(self, table: str, model: str | None = None, latest: int | None = None) -> list[str]:
+        """The documents of `alarms`, `decisions`, `launches` or `audit`, oldest first; a state begun without one has none.
+
+        latest : only so many, the newest
+        """
+        if latest is None:
+            return list(self.each(table, model))
+        return list(islice(self.each(table, model, newest_first=True), latest))[::-1]
+
+    def each(self, table: str, model: str | None = None, *, newest_first: bool = False) -> Iterator[str]:
+        """The same, a page of HISTORY_PAGE rows in memory at a time; what is written meanwhile may be seen or not."""
         assert table in ("alarms", "decisions", "launches", "audit")
         if table == "audit" and not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'audit'").fetchone():
-            return []                               # only looked at, and written by a service that had no such table
-        order = "rowid" if table == "launches" else "seq"
-        where, values = ("WHERE model = ?", (model,)) if model else ("", ())
-        return [row[0] for row in self._db.execute(f"SELECT document FROM {table} {where} ORDER BY {order}", values)]
+            return                                  # only looked at, and written by a service that had no such table
+        order, at = "rowid" if table == "launches" else "seq", 2**62 if newest_first else -(2**62)
+        beyond, way = ("<", "DESC") if newest_first else (">", "ASC")
+        where, values = ("AND model = ?", (model,)) if model else ("", ())
+        while rows := self._db.execute(f"SELECT {order}, document FROM {table} WHERE {order} {beyond} ? {where} "
+                                       f"ORDER BY {order} {way} LIMIT {HISTORY_PAGE}", (at, *values)).fetchall():
+            yield from (document for _, document in rows)
+            at = rows[-1][0]
 
     def save_launch(self, db: sqlite3.Connection, launch_id: str, model: str, document: str) -> None:
         """One launch as it is now; the row keeps its place in the order."""

@@ -53,6 +53,26 @@ def parquet() -> bytes:
 
 
 @functools.cache
+def arrow(kind: int) -> bytes:
+    """A good Arrow message of four events: plain, packed, a file, with dictionaries and nested columns, without rows."""
+    columns: dict[str, Any] = {
+        "ts": pa.array([1_700_000_000_000] * 4, pa.timestamp("ms", tz="UTC")), "age": [1.5, None, 3.0, float("nan")],
+        "sex": ["f", "m", None, "f"], "member": [True, None, False, True], "note": ["some words", "", None, "more"]}
+    if kind % 5 == 3:
+        columns |= {"sex": pa.array(["f", "m", None, "f"]).dictionary_encode(),
+                    "v": [[1.0, 2.0, 3.0], None, [4.0, None, 5.0], []],
+                    "x": pa.array([{"age": 1, "sex": "f"}, None, {"age": None, "sex": "m"}, {"age": 3, "sex": None}]),
+                    "note": pa.array(["some longer words than fit", "", None, "more"], pa.string_view())}
+    batch = pa.record_batch(columns)
+    sink = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression=("zstd", "lz4")[kind % 2] if kind % 5 in (1, 3) else None)
+    with (pa.ipc.new_file if kind % 5 == 2 else pa.ipc.new_stream)(sink, batch.schema, options=options) as writer:
+        for part in () if kind % 5 == 4 else (batch.slice(0, 3), batch.slice(3)):
+            writer.write_batch(part)
+    return sink.getvalue()
+
+
+@functools.cache
 def state() -> bytes:
     """A state file with panes, alarms and a decision in it, closed in good order."""
     with tempfile.TemporaryDirectory() as folder:

@@ -40,6 +40,7 @@ from monitor.expose.page.routes import routes as page_routes
 from monitor.expose.rates import Rates
 from monitor.expose.report import routes as report_routes
 from monitor.flow import REASONS, Alarm, Launch, Part
+from monitor.ingest.arrow import ArrowDecoder
 from monitor.ingest.deadletters import DeadLetters
 from monitor.ingest.decode import Decoder
 from monitor.ingest.files import FileSource
@@ -139,6 +140,45 @@ def decode(data: bytes) -> None:
                 one, many = (where.columns[name] if name in where.columns else where.others[name] for where in (rows, together))
                 assert same(one[0], many[at]), (name, one[0], many[at], bad[i])
         assert not {i for i, value in enumerate(mixed) if value is good} & refused
+
+
+@functools.cache
+def arrow_decoders() -> tuple[ArrowDecoder, ...]:
+    """A flat schema with every kind, and a nested one with a vector."""
+    limits = Limits(message_bytes=8_192, unpacked_bytes=65_536)
+    vector = [Column("v", "embedding", "input"), Column("age", "numeric", "input"), Column("sex", "category", "input")]
+    nested = Schema(columns={"age": SchemaColumn(path="x.age"), "sex": SchemaColumn(path="x.sex", aliases=["sex"])})
+    return tuple(ArrowDecoder("m", schema, limits, clock=lambda: NOW + 3_600) for schema in (
+        StreamSchema.resolve(Schema(timestamp="ts"), COLUMNS, "schema"),
+        StreamSchema.resolve(nested, vector, "schema", dimensions={"v": 3})))
+
+
+def arrow(data: bytes) -> None:
+    """An Arrow message between good ones: a first byte of 255 and anything, else a good one of that kind with changed bytes."""
+    if not data:
+        return
+    bad = data[1:] if data[0] == 255 else seeds.damaged(seeds.arrow(data[0]), data[1:])
+    good = seeds.arrow(0)
+    for decoder in arrow_decoders():
+        alone = decoder.decode(part_of([bad]))
+        together = decoder.decode(part_of([good, bad, seeds.arrow(1), bad, None, good]))
+        for rows in (alone, together):
+            assert len(rows) + sum(refusal.events for refusal in rows.refusals) == rows.read
+            assert {refusal.reason for refusal in rows.refusals} <= set(REASONS)
+            assert all(len(refusal.detail) <= 200 for refusal in rows.refusals)
+            for values in (*rows.columns.values(), *rows.others.values()):
+                assert len(values) == len(rows) == len(rows.offsets)
+                assert not (isinstance(values, np.ndarray) and np.isinf(values).any())
+        for place in (101, 103):                    # what it is does not depend on its neighbours
+            own = together.offsets == place
+            assert together.within[own].tolist() == alone.within.tolist()  # type: ignore[index, union-attr]
+            assert together.times[own].tolist() == alone.times.tolist()
+            for name, values in alone.columns.items():
+                found = together.columns[name]
+                picked = found[own] if isinstance(found, np.ndarray) else [found[i] for i in np.flatnonzero(own).tolist()]
+                assert same(np.array(values), np.array(picked)) if isinstance(values, np.ndarray) else list(values) == picked
+        for place in (100, 102, 105):
+            assert (together.offsets == place).sum() == 4
 
 
 def same(one: Any, other: Any) -> bool:
@@ -395,7 +435,7 @@ def alertmanager(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "decode": decode, "files": files, "dead_letters": dead_letters, "config": config, "reference": reference, "result": result,
-    "holdout": holdout, "local_run": local_run, "documents": documents, "state": state, "http": http,
+    "decode": decode, "arrow": arrow, "files": files, "dead_letters": dead_letters, "config": config, "reference": reference,
+    "result": result, "holdout": holdout, "local_run": local_run, "documents": documents, "state": state, "http": http,
     "alertmanager": alertmanager,
 }

@@ -203,7 +203,7 @@ def test_a_matcher_on_a_label_that_the_metric_lacks_is_refused():
 def test_prometheus_takes_the_scrape_configuration_with_the_rules_beside_it(promtool_binary, tmp_path):
     shutil.copy(CHECKOUT / "deploy" / "prometheus" / "prometheus.yml", tmp_path)
     (tmp_path / "rules.yaml").write_text(text(Settings()))
-    assert "32 rules found" in ran(promtool_binary, "check", "config", tmp_path / "prometheus.yml")
+    assert "33 rules found" in ran(promtool_binary, "check", "config", tmp_path / "prometheus.yml")
     [job] = yaml.safe_load((tmp_path / "prometheus.yml").read_text())["scrape_configs"]
     assert job["job_name"] == Settings().job
     assert job["sample_limit"] > config.Limits().series
@@ -302,7 +302,7 @@ def test_a_message_of_what_is_over_says_so(amtool_binary, tmp_path):
 
 def test_the_command_renders_what_is_checked_in_but_for_its_first_line(tmp_path, capsys):
     assert cli.main(["render", "-o", str(tmp_path)]) == 0
-    assert "22 alerts for any model" in capsys.readouterr().out
+    assert "23 alerts for any model" in capsys.readouterr().out
     for name, path in (("rules.yaml", "dashboards/generated/rules.yaml"),
                        ("prometheusrule.yaml", "deploy/prometheus/prometheusrule.yaml")):
         assert (tmp_path / name).read_text().splitlines()[1:] == pages()[path].splitlines()[1:]

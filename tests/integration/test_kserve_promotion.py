@@ -85,7 +85,7 @@ def serving(taught: ControlPlane, training: str, may: Callable[[str], None]) -> 
         settings = KServePromotion(name=name, namespace=training, kubeconfig=kubeconfig, **changes)
         promotion = KServe(settings)
         if allowed and name == "churn":             # rights take a moment to reach the authorizer
-            wait_until(lambda: _can_get(promotion), 30, "the rights")
+            wait_until(lambda: _can_get(promotion), 60, "the rights")
         return service, promotion
 
     return make

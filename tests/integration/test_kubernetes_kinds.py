@@ -220,7 +220,7 @@ def test_the_pods_of_an_indexed_job_have_the_names_that_they_look_for(
         items = cluster.request("GET", f"/api/v1/namespaces/{training}/pods")["items"]
         return list(items) if len(items) == 2 else []
 
-    found = wait_until(both, 30, "both pods")
+    found = wait_until(both, 60, "both pods")
     assert {(pod["spec"]["hostname"], pod["spec"]["subdomain"]) for pod in found} == {(f"{name}-0", name), (f"{name}-1", name)}
     for pod in found:
         told = {each["name"]: each for each in pod["spec"]["containers"][0]["env"]}
@@ -240,4 +240,4 @@ def test_an_indexed_job_whose_service_is_refused_does_not_stay(
         cluster: ControlPlane, training: str, launcher: Make, launch: Launch) -> None:
     with pytest.raises(LaunchFailed, match="may not create services"):
         launcher(nodes=2).start(launch)
-    wait_until(lambda: not cluster.request("GET", url("Job", training))["items"], 30, "the Job's removal")
+    wait_until(lambda: not cluster.request("GET", url("Job", training))["items"], 60, "the Job's removal")

@@ -34,7 +34,7 @@ def pods(cluster: ControlPlane, namespace: str) -> list[dict[str, Any]]:
 
 def node_of(cluster: ControlPlane, namespace: str) -> str:
     """The node on which the namespace's first pod was put, once it was."""
-    wait_until(lambda: any(pod["spec"].get("nodeName") for pod in pods(cluster, namespace)), 30, "scheduling")
+    wait_until(lambda: any(pod["spec"].get("nodeName") for pod in pods(cluster, namespace)), 60, "scheduling")
     return str(next(pod["spec"]["nodeName"] for pod in pods(cluster, namespace) if "nodeName" in pod["spec"]))
 
 
@@ -98,8 +98,8 @@ def test_a_killed_pod_is_tried_again_as_often_as_the_limit_says(
         node_of(cluster, training)
         play(cluster, training, "Failed", exit_code=137)
         wait_until(lambda: len(pods(cluster, training)) == 2, 60, "the second try")
-        assert "1 failed before; exit code 137" in jobs.status(launch).detail
-        wait_until(lambda: all("nodeName" in pod["spec"] for pod in pods(cluster, training)), 30, "scheduling")
+        wait_until(lambda: "1 failed before; exit code 137" in jobs.status(launch).detail, 60, "its being told of")
+        wait_until(lambda: all("nodeName" in pod["spec"] for pod in pods(cluster, training)), 60, "scheduling")
         play(cluster, training, "Failed", exit_code=137)
         assert until(jobs, launch, "failed").detail.startswith("BackoffLimitExceeded")
 
@@ -133,7 +133,7 @@ def test_a_pod_without_a_fitting_node_is_queued_and_says_why(
     jobs = launcher()
     with cluster.node("cpu"):
         jobs.start(launch)
-        wait_until(lambda: "Insufficient nvidia.com/gpu" in jobs.status(launch).detail, 30, "the scheduler's reason")
+        wait_until(lambda: "Insufficient nvidia.com/gpu" in jobs.status(launch).detail, 60, "the scheduler's reason")
         assert jobs.status(launch).state == "queued"
 
 
@@ -173,10 +173,10 @@ def test_cancelling_removes_the_job_and_its_pods_and_may_be_repeated(
         cluster: ControlPlane, training: str, launcher: Callable[..., KubernetesJobs], launch: Launch) -> None:
     jobs = launcher()
     jobs.start(launch)
-    wait_until(lambda: pods(cluster, training), 30, "a pod")
+    wait_until(lambda: pods(cluster, training), 60, "a pod")
     jobs.cancel(launch)
     until(jobs, launch, "unknown")
-    wait_until(lambda: not pods(cluster, training), 30, "the pods' removal")
+    wait_until(lambda: not pods(cluster, training), 60, "the pods' removal")
     jobs.cancel(launch)
 
 
@@ -200,7 +200,7 @@ def test_a_missing_right_is_named_with_what_to_apply(
             return error
         return None
 
-    error = wait_until(refusal, 30, "the right's removal")
+    error = wait_until(refusal, 60, "the right's removal")
     assert (str(error), error.retry) == (wanted, False)
 
 
@@ -229,8 +229,8 @@ def test_without_the_right_to_list_pods_the_status_is_still_right(
     jobs = launcher()
     with cluster.node("cpu"):
         jobs.start(launch)
-        wait_until(lambda: pods(cluster, training), 30, "a pod")
-        wait_until(lambda: jobs.status(launch) == JobStatus("queued"), 30, "queued without a reason")
+        wait_until(lambda: pods(cluster, training), 60, "a pod")
+        wait_until(lambda: jobs.status(launch) == JobStatus("queued"), 60, "queued without a reason")
         with cluster.node("gpu", gpus=1):
             node_of(cluster, training)
             play(cluster, training, "Running")
@@ -257,14 +257,14 @@ def test_a_log_that_may_not_be_read_or_cannot_be_had_takes_nothing_from_the_stat
             assert again.status(launch) == JobStatus("running")
             return again._logs._allowed_at == {}
 
-        wait_until(is_allowed, 30, "the right to read logs")
+        wait_until(is_allowed, 60, "the right to read logs")
 
 
 def quota(cluster: ControlPlane, namespace: str, **hard: str) -> None:
     """A quota of the namespace, in force on return."""
     path = f"/api/v1/namespaces/{namespace}/resourcequotas"
     cluster.request("POST", path, {"metadata": {"name": "q"}, "spec": {"hard": hard}})
-    wait_until(lambda: cluster.request("GET", f"{path}/q").get("status", {}).get("hard"), 30, "the quota")
+    wait_until(lambda: cluster.request("GET", f"{path}/q").get("status", {}).get("hard"), 60, "the quota")
 
 
 def test_a_quota_of_jobs_that_is_used_up_may_be_tried_again(
@@ -280,7 +280,7 @@ def test_a_quota_of_gpus_that_is_used_up_shows_in_the_queued_job(
     quota(cluster, training, **{"requests.nvidia.com/gpu": "0"})
     jobs = launcher()
     jobs.start(launch)
-    wait_until(lambda: "exceeded quota: q" in jobs.status(launch).detail, 30, "the quota's refusal")
+    wait_until(lambda: "exceeded quota: q" in jobs.status(launch).detail, 60, "the quota's refusal")
     assert jobs.status(launch).state == "queued"
 
 
@@ -289,7 +289,7 @@ def test_a_pod_security_level_of_restricted_admits_the_pods(
     cluster.request("PATCH", f"/api/v1/namespaces/{training}", {"metadata": {"labels": {
         "pod-security.kubernetes.io/enforce": "restricted"}}}, kind="merge-patch+json")
     launcher().start(launch)
-    wait_until(lambda: pods(cluster, training), 30, "an admitted pod")
+    wait_until(lambda: pods(cluster, training), 60, "an admitted pod")
 
 
 def test_what_the_server_finds_invalid_is_told_in_its_words(
@@ -398,4 +398,4 @@ def test_every_manifest_file_is_named_by_its_kustomization() -> None:
     for folder in (DEPLOY, DEPLOY / "service", DEPLOY / "training"):
         named = set(yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"])
         there = {path.name for path in folder.iterdir()} - {"kustomization.yaml"}
-        assert named == there - {"kinds"}           # those are applied one by one, where they are used
+        assert named == there - {"kinds", "replicas"}      # applied one by one, where they are used; in place of the service

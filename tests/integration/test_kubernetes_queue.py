@@ -103,7 +103,7 @@ def test_doctor_says_which_right_is_missing_before_anything_is_launched(
     with pytest.raises(LaunchFailed, match=r"may not create services .* deploy/kubernetes/training/kinds/indexedjob.yaml there"):
         _cluster("monitors[0].retrain.launcher", settings, "s3://tidemark/captures")
     may("indexedjob")
-    said = wait_until(lambda: _allowed(lambda: _cluster("monitors[0].retrain.launcher", settings, "s3://t/c")), 30, "the right")
+    said = wait_until(lambda: _allowed(lambda: _cluster("monitors[0].retrain.launcher", settings, "s3://t/c")), 60, "the right")
     assert said == f"a Job can be made and read in namespace {training}"
 
 

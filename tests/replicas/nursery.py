@@ -13,7 +13,11 @@ import os
 import sys
 
 from monitor import cli
-from tests.crash.killed import kill_at
+from monitor.replicas import Replica
+from monitor.retrain.promotions.file import File
+from tests.crash.killed import STEPS, kill_at
+
+STEPS |= {"promote": (File, "promote"), "judge": (Replica, "_judge")}
 
 
 def child(config: str, log: str, step: str = "", call: str = "1") -> None:

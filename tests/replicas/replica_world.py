@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
 
 import yaml
 
@@ -18,15 +22,24 @@ from tests.conftest import wait_until
 from tests.crash import world
 
 STATE_PARTITIONS = 2
+TOKEN = "a-token-of-the-replicas-test"
 
 
-def configuration(folder: Path, broker: str, topic: str, *, state_topic: str, **more) -> Path:
+def configuration(folder: Path, broker: str, topic: str, *, state_topic: str, promote: bool = False,
+                  sections: dict[str, object] | None = None, **more) -> Path:
     """The crash tests' configuration for several processes: each has a folder of its own below `folder`."""
-    path = world.configuration(folder, broker, topic, promote=False)
+    path = world.configuration(folder, broker, topic, promote=promote)
     config = yaml.safe_load(path.read_text())
     config["service"] |= {"checkpoint_seconds": 0.2, "dead_letters": "none",
                           "replicas": {"topic": state_topic, "partitions": STATE_PARTITIONS, "replication": 1,
                                        "transaction_seconds": 2.0}}
+    if promote:                                     # and may be asked for something
+        (folder / "token").write_text(TOKEN)
+        (folder / "token").chmod(0o600)
+        config["service"]["token_file"] = str(folder / "token")
+        config["monitors"][0]["retrain"]["promote"]["settle_seconds"] = 0.2
+        config["monitors"][0]["retrain"]["model_uri"] = "file:///first"
+    config |= sections or {}
     config["kafka"] |= {"group": state_topic, "session_timeout_seconds": 3.0, "poll_records": 40} | more
     path.write_text(yaml.safe_dump(config))
     return path
@@ -50,7 +63,7 @@ class Nursery:
     def close(self) -> None:
         """End it; its children go on."""
         self.popen.stdin.close()
-        self.popen.wait(10)
+        self.popen.wait(60)
         self.popen.stdout.close()
 
 
@@ -163,6 +176,20 @@ class Replicas:
         """Wait for that, and return what the topic holds."""
         wait_until(lambda: self.is_done(total), seconds, "everything counted, judged and ended")
         return self.state()
+
+    def ask(self, path: str, body: dict[str, object]) -> list[tuple[int, str]]:
+        """What every running replica answers to a request with the token: (status, text)."""
+        answers = []
+        for name in self.running:
+            address = re.findall(r'address="([^"]+)"', self.log(name).read_text())[-1]
+            request = Request(f"http://{address}{path}", json.dumps(body).encode(), {
+                "authorization": f"Bearer {TOKEN}", "content-type": "application/json"})
+            try:
+                with build_opener(ProxyHandler({})).open(request, timeout=30) as answer:
+                    answers.append((answer.status, answer.read().decode()))
+            except HTTPError as error:
+                answers.append((error.code, error.read().decode()))
+        return answers
 
     def trained(self) -> list[str]:
         """One entry per start of a training."""

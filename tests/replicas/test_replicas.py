@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from tests.conftest import wait_until
 from tests.crash import world
+from tests.integration.alerting import Receiver, shipped_alertmanager
 from tests.replicas.replica_world import Nursery, Replicas, configuration
 
 #: Kills of one run over three replicas; `TIDEMARK_REPLICA_KILLS=300` for a long one.
 KILLS = int(os.environ.get("TIDEMARK_REPLICA_KILLS", "10"))
 SEEDS = tuple(range(3))
+FIRST_PANE = world.START_MS // 1000
 TOTAL = sum(len(values) for values in world.messages().values())
 
 
@@ -58,6 +62,17 @@ def alone(tmp_path_factory, kafka_broker, topic, nursery):
     os.kill(int(number), signal.SIGKILL)
     wait_until(lambda: nursery.ask("poll", number) != "running", 30, "its end")
     return comparable(world.state(folder))
+
+
+@pytest.fixture
+def alertmanager(tmp_path):
+    """A real Alertmanager: who hears of its messages, and its port."""
+    receiver = Receiver()
+    process, port = shipped_alertmanager(tmp_path, receiver.routes(), "the-token")
+    yield receiver, port
+    process.stop()
+    receiver.server.shutdown()
+    receiver.server.server_close()
 
 
 @pytest.fixture
@@ -151,6 +166,69 @@ def test_owners_that_die_around_the_call_of_the_launcher_launch_once(replicas_on
     assert died
     assert comparable(replicas.state()) == alone
     assert len(replicas.trained()) == 1
+
+
+def later(seed, panes, start):
+    """Per partition events of further panes, in the world after the shift, with the answers of a model that knows it."""
+    rng = np.random.default_rng(seed)
+    parts = {partition: [] for partition in range(world.PARTITIONS)}
+    for pane in range(start, start + panes):
+        x, c, _, truth = world._values(rng, world.PER_PANE, 1.2)
+        for i in range(world.PER_PANE):
+            parts[i % world.PARTITIONS].append(json.dumps({
+                "id": f"{pane}-{i}", "ts": world.START_MS + pane * 1000 + i * 1000 // world.PER_PANE, "x": round(float(x[i]), 6),
+                "c": str(c[i]), "y": str(truth[i]), "truth": str(truth[i])}).encode())
+    return parts
+
+
+def test_owners_that_die_around_a_promotion_promote_once_and_every_replica_counts_by_the_new_reference(
+        replicas_on, kafka_broker, alertmanager):
+    receiver, port = alertmanager
+    topic = kafka_broker.create_topic(f"replicas-promoted-{time.time_ns()}", world.PARTITIONS)
+    replicas, died, sent = replicas_on(topic, promote=True, sections={
+        "alertmanager": {"urls": [f"http://127.0.0.1:{port}"], "resend_seconds": 20}}), [], 0
+    for name, step in (("a", "promote:after"), ("b", "promote:after"), ("c", "cutover:before")):
+        replicas.start(name, step, 1)
+    feed(kafka_broker, topic, 0, 1)
+
+    def launch():
+        for name in list(replicas.running):
+            if (code := replicas.code(name)) is not None:
+                assert code == -signal.SIGKILL, replicas.log(name).read_text()[-3000:]
+                replicas.start(name, *(() if died else ("cutover:after", 1)))
+                died.append(name)
+        found = replicas.state()
+        return died and found and found["launches"] and found["launches"][-1].get("cut_over_at") and found["launches"]
+
+    def counts_by(version, panes, start):
+        """Everyone counts by this version's reference, and of what comes then nothing is left out."""
+        nonlocal sent
+        wait_until(lambda: launch() and len(replicas.said(f'model="m" version="{version}"')) == 3, 120,
+                   f"all count by {version}")
+        sent += panes * world.PER_PANE
+        for partition, values in later(sent, panes, start).items():
+            kafka_broker.produce(topic, values, partition=partition)
+        wait_until(lambda: sum(offset for _, offset, _ in replicas.state()["positions"]) == TOTAL + sent, 120, "the events")
+        return sum(events for of, pane, events, *_ in replicas.state()["panes"] if of == version and pane >= FIRST_PANE + start)
+
+    (promoted,) = wait_until(launch, 300, "a promotion and its cut-over")
+    assert promoted["state"] == "promoted"
+    assert len(replicas.trained()) == 1
+    assert counts_by("1.new", 20, 300) == 20 * world.PER_PANE
+    found = replicas.state()
+    assert not [alarm for alarm in found["alarms"] if alarm["version"] == "1.new"]
+
+    # Whoever owned the model told Alertmanager of its drift, and of the end of it.
+    wait_until(lambda: receiver.alerts("tidemark-now", "TidemarkSevereDrift", "firing"), 60, "the alert")
+    wait_until(lambda: receiver.alerts("tidemark-now", "TidemarkSevereDrift", "resolved"), 120, "its end")
+
+    # Back again: asked of all, taken by the one that decides.
+    answers = replicas.ask("/api/v1/monitors/m/rollback", {"why": "test"})
+    assert sorted(status for status, _ in answers)[0] < 300, answers
+    wait_until(lambda: len(launch() or ()) == 2, 120, "the roll-back")
+    assert counts_by("1", 5, 400) == 5 * world.PER_PANE
+    assert [launch["state"] for launch in replicas.state()["launches"]] == ["promoted", "promoted"]
+    assert replicas.stop_all() == [0, 0, 0]
 
 
 def test_a_replica_that_joins_takes_partitions_over_without_a_long_pause(replicas_on, kafka_broker):

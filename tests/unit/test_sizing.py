@@ -75,6 +75,31 @@ def test_a_configuration_that_cannot_fit_is_refused_by_how_much_and_with_what_me
         watched(parse(yaml.safe_dump(tree)))
 
 
+def terms(tree):
+    config = parse(yaml.safe_dump(tree))
+    return {term.name: term.bytes for term in sizing(config, watched(config)).terms}
+
+
+def test_what_only_some_configurations_take_is_counted_for_those_alone(tmp_path):
+    """Compiled code, Arrow messages, the state topic of replicas, launches that a policy looks back at, larger batches."""
+    tree = small(tmp_path)
+    plain = terms(tree)
+    assert not {"package numba", "Arrow messages", "state topic"} & plain.keys()
+    assert terms({**tree, "kafka": {**tree["kafka"], "decoder": "columns"}})["package numba"] >= 100 * MIB
+    assert "package numba" in terms({**tree, "kafka": {**tree["kafka"], "transport": "librdkafka"}})
+    tree["monitors"][0]["schema"]["format"] = "arrow"
+    arrow = terms(tree)["Arrow messages"]
+    assert terms({**tree, "limits": {**tree["limits"], "unpacked_bytes": 33_554_432}})["Arrow messages"] == 2 * arrow
+    tree["monitors"][0]["schema"]["format"] = "json"
+    tree["monitors"][0]["retrain"]["useless_max"] = 5_000
+    assert terms(tree)["launches"] > 4 * plain["launches"]
+    fetched = terms({**tree, "kafka": {**tree["kafka"], "fetch_bytes": 64 << 20}})["fetched bytes"]
+    assert fetched == 64 * MIB + 3 * 128 * MIB
+    replicas = {**tree, "service": {**tree["service"], "replicas": {}, "token_file": None}}
+    del replicas["service"]["token_file"], replicas["monitors"][0]["retrain"]
+    assert terms(replicas)["state topic"] >= 10_080 * 200
+
+
 def test_run_refuses_it_before_anything_is_opened(tmp_path):
     tree = small(tmp_path, memory_mb=300)
     tree["service"]["listen"] = "127.0.0.1:0"

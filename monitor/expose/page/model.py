@@ -177,7 +177,7 @@ def _launches(launches: Sequence[Launch], status: MonitorStatus) -> Markup | Non
     if not launches and not status.launcher:
         return None
     left = NONE if status.budget_remaining is None else str(status.budget_remaining)
-    older = len(launches) - STORIES
+    older = len(launches) - STORIES + sum(status.ended.values())
     return element(
         "section", element("h2", "Retrainings and verdicts"),
         element("p", f"{left} left in the running week. Times of steps are those of the clock on the wall.", class_="sub"),
