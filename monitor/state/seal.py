@@ -58,10 +58,11 @@ def told(path: object, error: sqlite3.DatabaseError) -> Exception:
     """What an error of SQLite means to a person; a mistake in our own statements stays what it is."""
     if isinstance(error, (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.NotSupportedError)):
         return error
+    words = " ".join(str(error).split())            # SQLite quotes what the file says, line ends and all
     if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _PASSING:
-        return CheckpointFailed(f"{path}: expected a state file that can be written, got: {error}; nothing of this checkpoint "
+        return CheckpointFailed(f"{path}: expected a state file that can be written, got: {words}; nothing of this checkpoint "
                                 "was kept and nothing before it is lost: make room or mend the rights, and start again")
-    return CheckpointRefused(f"{path}: expected a whole state file, got damage: {error}; {_MOVE}")
+    return CheckpointRefused(f"{path}: expected a whole state file, got damage: {words}; {_MOVE}")
 
 
 def connect(path: Path | str, *, read_only: bool = False) -> Connection:
@@ -171,7 +172,8 @@ def inspect(path: Path, formats: Iterable[int]) -> int:
     except sqlite3.DatabaseError as error:          # met while rows were fetched
         raise told(path, error) from None
     except (ValueError, OverflowError, UnicodeDecodeError) as error:
-        raise CheckpointRefused(f"{path}: expected a whole state file, got damage: {error}; {_MOVE}") from None
+        words = " ".join(str(error).split())
+        raise CheckpointRefused(f"{path}: expected a whole state file, got damage: {words}; {_MOVE}") from None
     finally:
         db.close()
 

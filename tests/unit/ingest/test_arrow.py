@@ -4,6 +4,7 @@ import datetime as dt
 import decimal
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from monitor import config
 from monitor.flow import REASONS, Batch
-from monitor.ingest import arrow
-from monitor.ingest.arrow import apart, declared
+from monitor.ingest import arrow_headers
+from monitor.ingest.arrow import apart
+from monitor.ingest.arrow_headers import declared
 from monitor.ingest.decode import Decoder
 from tests.unit.ingest.arrow_messages import COLUMNS, SCHEMA, T0, TYPES, decoder, message, of_events, part_of, resolved
 from tests.unit.ingest.test_decode import Column
@@ -278,13 +280,14 @@ def test_a_lie_about_the_unpacked_size_is_refused():
 def test_many_batches_many_fields_and_many_additions_to_dictionaries_are_bounded():
     empty = pa.record_batch({"x": pa.array([], pa.float64())})
     limits = config.Limits(message_bytes=10 << 20)
-    (refusal,) = decoder(config.Schema(), ONE, limits).decode(part_of([message(*[empty] * (arrow.BATCHES_MAX + 1))])).refusals
+    many = message(*[empty] * (arrow_headers.BATCHES_MAX + 1))
+    (refusal,) = decoder(config.Schema(), ONE, limits).decode(part_of([many])).refusals
     assert refusal.reason == "too_large"
-    names = [f"f{i}" for i in range(arrow.FIELDS_MAX + 1)]
+    names = [f"f{i}" for i in range(arrow_headers.FIELDS_MAX + 1)]
     wide = pa.RecordBatch.from_arrays([pa.nulls(0)] * len(names), names=names)
     (refusal,) = decoder(config.Schema(), ONE, limits).decode(part_of([message(wide)])).refusals
     assert (refusal.reason, refusal.detail) == ("too_large", "more than 10000 fields")
-    levels = [f"l{i}" for i in range(arrow.DELTAS_MAX + 3)]
+    levels = [f"l{i}" for i in range(arrow_headers.DELTAS_MAX + 3)]
     batches = [pa.record_batch({"x": pa.DictionaryArray.from_arrays(pa.array([i]), pa.array(levels[:i + 1]))})
                for i in range(len(levels))]
     value = message(*batches, emit_dictionary_deltas=True)
@@ -319,7 +322,7 @@ def test_a_batch_is_cut_into_pieces_that_may_be_unpacked_at_once():
     keys = frozenset({("topic", 3), ("topic", 4), ("topic", 5), ("other", 0)})
     batch = Batch(parts=(part_of([value] * 5), part_of([value, None, b"junk", value], partition=4), part_of([b"{}"] * 3)),
                   assigned=keys, caught_up=keys, ended=True, lost={("topic", 3): 2})
-    batch = Batch(parts=(*batch.parts[:2], arrow.replace(batch.parts[2], topic="other", partition=0)), assigned=keys,
+    batch = Batch(parts=(*batch.parts[:2], replace(batch.parts[2], topic="other", partition=0)), assigned=keys,
                   caught_up=keys, ended=True, lost=batch.lost)
     pieces = list(apart(batch, {"topic": reads}, 2 * weight))
     assert [[(one.topic, one.partition, one.offsets.tolist(), one.next_offset) for one in piece.parts] for piece in pieces] == [
