@@ -62,7 +62,8 @@ from monitor.sizing import sizing
 from monitor.state.capture import Capture, read_text
 from monitor.state.panes import Panes, Stream
 from monitor.state.retention import forget_old_references, forget_old_versions
-from monitor.state.store import Store, stored
+from monitor.state.store import Store
+from monitor.state.tables import stored
 
 log = logging.getLogger("tidemark")
 

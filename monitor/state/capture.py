@@ -43,7 +43,7 @@ from monitor.errors import ConfigError
 from monitor.flow import Clock, Rows
 from monitor.state.captured_rows import OFFSET, PARTITION, Pending, labelled, packed, since, table_of, unpacked
 from monitor.state.place import Place, filesystem, read_text
-from monitor.state.store import Captured, CaptureStep
+from monitor.state.tables import Captured, CaptureStep
 
 __all__ = ["Capture", "filesystem", "read_text"]
 

@@ -30,7 +30,7 @@ from monitor.flow import Batch, Clock, Refusal, Rows, TopicPartition, places_of
 from monitor.state.notes import Notes
 from monitor.state.panes import EVERYTHING, NO_PANE, Panes, Position, Stream
 from monitor.state.sample import from_bytes, keys_of, merged, to_bytes
-from monitor.state.store import unpacked
+from monitor.state.tables import unpacked
 
 log = logging.getLogger("tidemark")
 

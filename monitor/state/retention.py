@@ -21,7 +21,8 @@ import sqlite3
 from collections.abc import Iterable
 
 from monitor.state.panes import NO_PANE, Stream
-from monitor.state.store import KEPT_PANES, unpacked
+from monitor.state.store import KEPT_PANES
+from monitor.state.tables import unpacked
 
 
 def forget_old_versions(db: sqlite3.Connection, stream: Stream, last_pane: int) -> int:

@@ -18,7 +18,7 @@ migrated in one transaction. A new file appears whole, by a rename: an empty one
 
 Cost: one upsert per pane that changed (its counts compressed, 0.5-3 kB for 20 columns; where rows are sampled, up to 30 kB
 more for 200 rows) and one commit, 1-5 ms; at most one a second while nothing is decided.
-Neighbours: `panes` is what is written, `seal` guards the file, `pipeline` says when.
+Neighbours: `panes` is what is written, `tables` where to, `seal` guards the file, `pipeline` says when.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import msgspec
 
@@ -41,15 +40,11 @@ from detectors.profile import Profile
 from detectors.reference import Reference
 from monitor.errors import CheckpointFailed, CheckpointRefused, StateInUse
 from monitor.flow import Sample
-from monitor.state.notes import Notes
 from monitor.state.panes import NO_PANE, SEGMENT, Position, Stream
 from monitor.state.sample import from_bytes, in_time_order, to_bytes
 from monitor.state.seal import Seal, connect, inspect
+from monitor.state.tables import FORMATS, TABLES, Captured, CaptureStep, Counters, stored, unpacked
 
-_Stored = TypeVar("_Stored")
-
-#: 1: no seal, and in the beginning no samples, audit or captured_rows      2: sealed
-FORMATS = (1, 2)
 #: Decided panes that stay in the file, for `explain` and for looking back: a week of minutes.
 KEPT_PANES = 10_080
 KEPT_ALARMS = 1_000
@@ -57,78 +52,6 @@ KEPT_ALARMS = 1_000
 KEPT_AUDIT = 10_000
 #: Rows of the history that are read in one go: of the largest, some 5 MB.
 HISTORY_PAGE = 500
-
-#: Each is made where it is absent: a state that was begun without it goes on.
-_TABLES = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS refs (digest TEXT PRIMARY KEY, document TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS streams (
-    model TEXT PRIMARY KEY, version TEXT NOT NULL, digest TEXT NOT NULL, topic TEXT NOT NULL,
-    configured_version TEXT NOT NULL, configured_digest TEXT NOT NULL,
-    counters TEXT NOT NULL, policy TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS positions (
-    model TEXT, topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL, clock INTEGER NOT NULL,
-    PRIMARY KEY (model, topic, partition));
-CREATE TABLE IF NOT EXISTS panes (
-    model TEXT, version TEXT, segment TEXT, pane INTEGER, pane_ms INTEGER NOT NULL, events INTEGER NOT NULL,
-    decided INTEGER NOT NULL, profile BLOB NOT NULL,
-    PRIMARY KEY (model, version, segment, pane)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS alarms (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS decisions (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS launches (id TEXT PRIMARY KEY, model TEXT NOT NULL, document TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS captures (
-    model TEXT, file TEXT, rows INTEGER NOT NULL, first_time INTEGER NOT NULL, last_time INTEGER NOT NULL,
-    labelled INTEGER NOT NULL, PRIMARY KEY (model, file));
-CREATE TABLE IF NOT EXISTS cutovers (
-    model TEXT, version TEXT, previous TEXT, topic TEXT, partition INTEGER, next_offset INTEGER, at REAL, reason TEXT,
-    PRIMARY KEY (model, version, topic, partition));
-CREATE TABLE IF NOT EXISTS samples (
-    model TEXT, version TEXT, segment TEXT, pane INTEGER, document BLOB NOT NULL,
-    PRIMARY KEY (model, version, segment, pane)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS audit (seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, document TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS captured_rows (
-    model TEXT, number INTEGER, document BLOB NOT NULL, PRIMARY KEY (model, number)) WITHOUT ROWID;
-"""
-
-
-class Counters(msgspec.Struct):
-    """The numbers of a stream that are not panes."""
-
-    last_decided: int
-    origin: int
-    decided_panes: int
-    decided_events: int
-    late: int
-    outcomes: dict[str, int]
-    notes: dict[int, Notes] = msgspec.field(default_factory=dict)
-    in_a_row: dict[str, int] = msgspec.field(default_factory=dict)         # "topic:partition" -> refused records
-
-
-class Captured(msgspec.Struct, frozen=True):
-    """One file of captured events, as a checkpoint names it."""
-
-    model: str
-    file: str
-    rows: int
-    first_time: int
-    last_time: int
-    labelled: int
-
-
-@dataclass(slots=True)
-class CaptureStep:
-    """What one checkpoint changes of one model's captured events.
-
-    added, removed : files that are named (anew), and files that no longer are
-    pending        : rows that wait for their file, under a number      done : numbers of those that wait no longer
-    """
-
-    model: str
-    added: list[Captured] = field(default_factory=list)
-    removed: list[Captured] = field(default_factory=list)
-    pending: tuple[int, bytes] | None = None
-    done: list[int] = field(default_factory=list)
-
 
 class Store:
     """One state file, held by one process."""
@@ -503,7 +426,7 @@ class Store:
         """From any format to the newest: one transaction, so a kill leaves the file as it was or as it is to be."""
         before = dict(self._db.execute("SELECT name, sql FROM sqlite_master"))
         known = "meta" in before and self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-        statements = [statement for text in _TABLES.split(";") if (statement := text.strip())]
+        statements = [statement for text in TABLES.split(";") if (statement := text.strip())]
         if known == (str(FORMATS[-1]),) and all(statement.split()[5] in before for statement in statements):
             return
         with self.transaction() as db:
@@ -511,22 +434,3 @@ class Store:
                 db.execute(statement)
             db.execute("INSERT OR REPLACE INTO meta VALUES ('format', ?)", (str(FORMATS[-1]),))
             self._seal.begin()
-
-
-def stored(document: str | bytes, kind: type[_Stored]) -> _Stored:
-    """A stored JSON document as what it was; damage is refused."""
-    try:
-        return msgspec.json.decode(document, type=kind)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise CheckpointRefused(f"stored {kind.__name__}: expected its fields, got damage ({str(error)[:200]}); "
-                                "restore the state file from a copy") from None
-
-
-def unpacked(blob: bytes) -> Profile:
-    """A stored profile; damage is refused."""
-    try:
-        return Profile.from_bytes(blob)
-    except ValueError as error:
-        raise CheckpointRefused(
-            f"stored pane: expected whole counts, got damage ({error}); restore the state file from a copy"
-        ) from None

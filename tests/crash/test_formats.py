@@ -15,7 +15,8 @@ from random import Random
 import pytest
 
 from monitor.errors import CheckpointRefused
-from monitor.state.store import FORMATS, Store
+from monitor.state.store import Store
+from monitor.state.tables import FORMATS
 from tests.conftest import CHECKOUT
 from tests.crash import world
 from tests.crash.states import stream

@@ -50,7 +50,7 @@ from monitor.retrain.launchers.local import Local
 from monitor.retrain.ledger import decision_from_json, entry_from_json, launch_from_json
 from monitor.retrain.promote import load_reference
 from monitor.state.sample import from_bytes
-from monitor.state.store import Counters, stored, unpacked
+from monitor.state.tables import Counters, stored, unpacked
 from tests.fuzz import seeds
 
 #: Longest line that an error may be: a person reads it in a terminal.
