@@ -11,8 +11,8 @@ at, which is the present ones, those whose panes are there, and those that a rol
 of a model, `retrain.ledger`).
 
 Invariant: a pane that is younger, and every pane that is still open under the present version, stays, and so does the
-reference of every pane. Cost: one pass over the model's panes, and one pane of each version, at a cut-over and at start
-alone. Neighbours: `store` writes panes, `cutover` and `service` call this.
+reference of every pane; where a pane cannot be read, every reference stays. Cost: one pass over the model's panes, and one
+pane of each version, at a cut-over and at start alone. Neighbours: `store` writes panes, `cutover` and `service` call this.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
+from monitor.errors import CheckpointRefused
 from monitor.state.panes import NO_PANE, Stream
 from monitor.state.store import KEPT_PANES
 from monitor.state.tables import unpacked
@@ -47,7 +48,10 @@ def forget_old_references(db: sqlite3.Connection, needed: Iterable[str]) -> int:
     while row := db.execute("SELECT model, version, profile FROM panes WHERE (model, version) > (?, ?) "
                             "ORDER BY model, version LIMIT 1", last).fetchone():
         last = (row[0], row[1])                     # one pane of a version tells: all of it were counted by one reference
-        kept.add(unpacked(row[2]).reference_digest)
+        try:
+            kept.add(unpacked(row[2]).reference_digest)
+        except CheckpointRefused:                   # of a version before this form of counts: what it needs cannot be known
+            return 0
     gone = [(digest,) for (digest,) in db.execute("SELECT digest FROM refs") if digest not in kept]
     db.executemany("DELETE FROM refs WHERE digest = ?", gone)
     return len(gone)
