@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-import numpy as np
 
 from detectors.profile import Profile
 from detectors.scan import Scores
@@ -37,7 +36,6 @@ from monitor.flow import (
     Alarm,
     Batch,
     Clock,
-    Columns,
     Evaluation,
     Launch,
     Rows,
@@ -53,7 +51,7 @@ from monitor.retrain.launch import Retraining
 from monitor.retrain.ledger import decision_to_json, entry_to_json, launch_from_json, launch_to_json
 from monitor.retrain.trigger import Standing, Trigger
 from monitor.state.capture import Capture
-from monitor.state.panes import NO_PANE, SEGMENT, Panes, Stream
+from monitor.state.panes import NO_PANE, Panes, Stream, bare, weight
 from monitor.state.store import KEPT_AUDIT, Store
 
 log = logging.getLogger("tidemark")
@@ -63,8 +61,6 @@ Decode = Callable[[Batch], Sequence[Rows]]
 #: Bytes of decided panes, rows for the capture and refused records that may wait for the next checkpoint; with more of them
 #: it comes early. A second of one fast topic, and a seventh of what a sparse backlog of 1,000 columns decides in one turn.
 HELD_BYTES = 64 << 20
-#: What a text of a row takes beside numbers of 8 bytes, as far as what is held is weighed.
-TEXT_BYTES = 64
 
 
 def run(
@@ -177,7 +173,7 @@ class Stages:
             self.observer(window, self.judge.rings[window.model])
         if window.sample is not None:
             self.sampled.setdefault(window.model, {})[window.pane] = window.sample
-            self.held_bytes += _weight(window.sample.columns)
+            self.held_bytes += weight(window.sample.columns)
         evaluation = Evaluation(
             window, scores, alarms, self.policy.state_name(window.model, scores),
             *self.policy.open_episode(window.model))
@@ -261,7 +257,7 @@ class Stages:
     def _is_full(self) -> bool:
         """Whether what waits for the checkpoint is so much that it must not grow."""
         rows, refusals = self._weighed
-        self.held_bytes += sum(_weight(kept.columns) + _weight(kept.others) for kept in self.panes.kept[rows:])
+        self.held_bytes += sum(weight(kept.columns) + weight(kept.others) for kept in self.panes.kept[rows:])
         self.held_bytes += sum(len(refusal.value or b"") for refusal in self.panes.refusals[refusals:])
         self._weighed = len(self.panes.kept), len(self.panes.refusals)
         return self.held_bytes >= HELD_BYTES
@@ -397,11 +393,11 @@ class Stages:
             for pane, notes in sorted(stream.notes.items()):
                 if notes.in_a_row:
                     at = pane if pane != NO_PANE else int(self.clock() * 1000 // stream.pane_ms)
-                    found += self.quality.in_a_row(_bare(stream, at), notes.in_a_row, commonest(notes.refused))
+                    found += self.quality.in_a_row(bare(stream, at), notes.in_a_row, commonest(notes.refused))
             silent = self.panes.silent_seconds(stream.model)
             if silent is not None and stream.last_decided != NO_PANE:
                 newest = max(stream.open, default=stream.last_decided)
-                found += self.quality.silent(_bare(stream, newest + int(silent * 1000 // stream.pane_ms)), silent, newest)
+                found += self.quality.silent(bare(stream, newest + int(silent * 1000 // stream.pane_ms)), silent, newest)
             self._count(found)
             self._note(found)
 
@@ -445,15 +441,3 @@ class Stages:
         capture = self.captures.get(launch.model)
         since = msgspec.json.decode(launch.reason)["window"]["since"]
         return capture.labelled_since(int(since * 1000)) if capture else 0
-
-
-def _weight(columns: Columns) -> int:
-    """Bytes that the columns of some rows take."""
-    return sum(values.nbytes if isinstance(values, np.ndarray) else TEXT_BYTES * len(values) for values in columns.values())
-
-
-def _bare(stream: Stream, pane: int) -> Window:
-    """A pane without events: the time at which something was noticed between panes."""
-    seconds = stream.pane_ms / 1000
-    return Window(stream.model, stream.version, SEGMENT, pane, pane * seconds, (pane + 1) * seconds,
-                  Profile.empty(stream.reference))

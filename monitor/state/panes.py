@@ -50,6 +50,8 @@ SEGMENT = "all"
 NO_PANE = -(2**62)
 #: A reach that leaves nothing waiting.
 EVERYTHING = 2**62
+#: What a text of a row takes beside numbers of 8 bytes, as far as what is held is weighed.
+TEXT_BYTES = 64
 
 
 @dataclass(slots=True)
@@ -345,3 +347,15 @@ def _one_behind_the_other(values: Sequence[Any]) -> Any:
     if all(isinstance(one, Coded) for one in values):
         return Coded.join(values)
     return np.concatenate(values) if isinstance(values[0], np.ndarray) else list(chain.from_iterable(values))
+
+
+def weight(columns: Columns) -> int:
+    """Bytes that the columns of some rows take."""
+    return sum(values.nbytes if isinstance(values, np.ndarray) else TEXT_BYTES * len(values) for values in columns.values())
+
+
+def bare(stream: Stream, pane: int) -> Window:
+    """A pane without events: the time at which something was noticed between panes."""
+    seconds = stream.pane_ms / 1000
+    return Window(stream.model, stream.version, SEGMENT, pane, pane * seconds, (pane + 1) * seconds,
+                  Profile.empty(stream.reference))
