@@ -13,6 +13,7 @@ the last line, too.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -29,6 +30,9 @@ def main(argv: list[str]) -> None:
     logging.disable(logging.CRITICAL)
 
     def fuzz(name: str, options: list[str]) -> None:
+        # libFuzzer ends by exit() with Python's lock held, for which a thread of Arrow's may wait while exit() waits for it.
+        libc = ctypes.CDLL(None)
+        libc.on_exit(libc._exit, None)
         atheris.Setup([f"fuzz-{name}", *options, str(Path(__file__).parent / "corpus" / name)], TARGETS[name])
         atheris.Fuzz()
 
