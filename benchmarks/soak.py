@@ -8,9 +8,8 @@ Each scenario (`soak_world`) runs the whole service in a process of its own over
 panes, decisions, further detectors, capture, launches, dead letters, store, exposition. It asks for what operations.md
 promises: resident memory at most what the formula says for the configuration (`monitor.sizing`), and flat: of the second
 half, the slope over events with its 95 % interval from block differences; open files and threads flat; and every container
-in the service: one that grows from the half to three quarters and from there to the end must have a stated bound (`BOUNDS`)
-and be below it. Where the half has filled what a week of panes fills (`--pane-events` makes panes smaller and so more), the
-state file, too.
+in the service: one that grows all through that half must have a stated bound (`BOUNDS`) and be below it. Where the half has
+filled what a week of panes fills (`--pane-events` makes panes smaller and so more), the state file, too.
 """
 
 from __future__ import annotations
@@ -53,9 +52,10 @@ GROWTH_MAX = 0.03
 FULL_PANES = 12_600
 #: Of the state file, once it is full.
 FILE_GROWTH_MAX = 0.05
-#: A container grew when it has so many more entries at three quarters than at the half, and again at the end: one in a
-#: hundred panes of a full run, and fewer than the alarms of it. What goes up and down hardly does both.
-CONTAINER_GROWTH = 25
+#: Places of the second half at which every container is looked at. One grew that never shrank between them, rose in three
+#: of four stretches, and by so many entries in all: one in a hundred panes of a full run. What goes up and down does not.
+LOOKS = (*range(POINTS // 2, POINTS - 3, 2), POINTS - 1)
+CONTAINER_GROWTH = 50
 #: Where a container may still be filling: a part of the way to it, and how many entries it has at most for each model. What its
 #: entries hold themselves may be `WITHIN` times as many.
 BOUNDS: Mapping[str, int] = {
@@ -100,9 +100,9 @@ class Watcher:
         return getattr(self.source, name)
 
     def look(self) -> None:
-        """One measurement; at the half, at three quarters and at the end also of every container."""
+        """One measurement; at LOOKS also of every container."""
         assert self.stages is not None
-        if len(self.points) in (POINTS // 2, POINTS * 3 // 4, POINTS - 1):
+        if len(self.points) in LOOKS:
             gc.collect()
             self.sizes.append(containers(self.stages))
         state = self.folder / "state.db"
@@ -148,11 +148,14 @@ def containers(root: object) -> Counter[str]:
 
 
 def grown(sizes: Sequence[Counter[str]], models: int) -> dict[str, int]:
-    """Containers that grew at every look, by how much in all, without those that are below a bound of theirs."""
-    found = {path: sizes[-1][path] - sizes[0][path] for path in sizes[-1]
-             if all(later[path] - earlier[path] >= CONTAINER_GROWTH for earlier, later in pairwise(sizes))}
-    return {path: more for path, more in sorted(found.items(), key=lambda item: -item[1])
-            if sizes[-1][path] > bound(path, models)}
+    """Containers that grew from look to look, by how much in all, without those that are below a bound of theirs."""
+    found = {}
+    for path, size in sizes[-1].items() if sizes else ():
+        steps = [later[path] - earlier[path] for earlier, later in pairwise(sizes)]
+        rises = sum(step > 0 for step in steps)
+        if sum(steps) >= CONTAINER_GROWTH and min(steps) >= 0 and 4 * rises >= 3 * len(steps) and size > bound(path, models):
+            found[path] = sum(steps)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def bound(path: str, models: int) -> int:

@@ -27,11 +27,11 @@ def test_a_planted_leak_fails_a_short_run_and_without_one_it_holds(leaks, tmp_pa
 
     if leaks:
         monkeypatch.setattr(Stages, "publish", holding)
-    # So short a run says nothing of the process: what it imports and warms up is all of it.
-    monkeypatch.setattr(soak, "GROWTH_MAX", 10.0)
     found = soak.run(ONE, EVENTS, tmp_path, quiet=True)
-    assert found["panes_decided"] > 4 * soak.CONTAINER_GROWTH
-    assert [words.partition(":")[0] for words in found["wrong"]] == (["stages.spent"] if leaks else [])
+    assert found["panes_decided"] > 3 * soak.CONTAINER_GROWTH
+    # So short a run says nothing of the process, which is that of all tests: its memory is not asked for.
+    told = [words.partition(":")[0] for words in found["wrong"] if "more entries" in words]
+    assert told == (["stages.spent"] if leaks else [])
 
 
 def looks(path, *sizes):
@@ -42,6 +42,8 @@ def looks(path, *sizes):
     ("stages.panes.texts", (1_000, 1_100, 1_200), True),                    # grows, and nobody has said how far
     ("stages.panes.texts", (1_000, 1_200, 1_150), False),                   # goes up and down
     ("stages.panes.texts", (1_000, 1_010, 1_020), False),
+    ("stages.panes.texts", (1_000, 1_100, 1_100, 1_100, 1_200), False),     # two steps in four: it is not what every pane adds to
+    ("stages.panes.texts", (1_000, 1_020, 1_020, 1_040, 1_060), True),
     ("stages.display.alarms", (20, 50, 90), False),                         # filling, below its bound
     ("stages.display.alarms", (60, 100, 140), True),                        # above it
     ("stages.display.alarms[].movers", (300, 600, 900), False),
