@@ -6,10 +6,9 @@
 On two cores that takes little more than the longer of the two instead of their sum. Each has servers of its own, where it
 needs any (0.3 GB for a Kafka; the two pytests hold 1 and 0.5 GB, a training with PyTorch half of one more), its own ports
 (tests.conftest.free_port) and its own folder. What computing says is seen at once; what serving says lies in a file
-meanwhile and is shown as a whole behind it, so that neither is torn. Computing yields the processors to serving, where time
-limits are. Options go to both. The exit code is 0 only if both ended with 0; a stream in which nothing was collected (pytest's
-5) has failed, too, for it was to have tests. Nothing can fall between the streams: computing is told of nothing but what it
-leaves out, and that is serving's list (tests/test_streams.py).
+meanwhile and is shown as a whole behind it, so that neither is torn. Options go to both. The exit code is 0 only if both
+ended with 0; a stream in which nothing was collected (pytest's 5) has failed, too, for it was to have tests. Nothing can
+fall between the streams: computing is told of nothing but what it leaves out, and that is serving's list (tests/test_streams.py).
 
 With names of tests or options such as -k, which choose tests, use pytest itself, as `make test ARGS=...` does.
 """
@@ -17,7 +16,6 @@ With names of tests or options such as -k, which choose tests, use pytest itself
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -44,12 +42,6 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _yielding() -> None:
-    """The same, at the priority of the service's own reports: they would starve beside a stream that never waits."""
-    _interruptible()
-    os.nice(19)
-
-
 def run(streams: dict[str, list[str]]) -> int:
     """Run them side by side, the first one seen; 0 if all ended with 0."""
     begun = said = time.monotonic()
@@ -63,7 +55,7 @@ def run(streams: dict[str, list[str]]) -> int:
                 print(f"streams: {name} runs beside this and is shown behind it; until then see {kept[name].name}", flush=True)
             log = kept.get(name)
             running[name] = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                             preexec_fn=_yielding if name == "computing" else _interruptible)
+                                             preexec_fn=_interruptible)
 
         def end(*_: object) -> None:
             for one in running.values():

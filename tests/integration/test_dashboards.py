@@ -179,7 +179,7 @@ def prometheus(prometheus_binary, tmp_path_factory):
         wait_until(lambda: server.get("query", query='tidemark_launches_total{outcome="promoted"} == 1')["result"], 30,
                    "the promotion being scraped")
         wait_until(lambda: server.get("query", query='tidemark_reference_info{version!="1"}')["result"], 60, "the new reference")
-        wait_until(lambda: server.get("query", query="tidemark_report_seconds_count > 0")["result"], 200, "a report")
+        wait_until(lambda: server.get("query", query="tidemark_report_seconds_count > 0")["result"], 120, "a report")
         yield server
     finally:
         run.stop()
