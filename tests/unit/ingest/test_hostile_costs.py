@@ -16,6 +16,7 @@ from monitor.ingest.columns_json import ColumnParser
 from monitor.ingest.decode import Decoder
 from monitor.ingest.schema import StreamSchema
 from monitor.ingest.source import records
+from tests.conftest import package
 
 COLUMNS = (Column("x", "numeric"), Column("c", "category"))
 
@@ -25,7 +26,7 @@ def decoder(**options) -> Decoder:
 
 
 def test_an_event_above_the_limit_is_not_copied_for_the_scanner():
-    pytest.importorskip("numba", reason="the columnar decoder's tables")
+    package("numba")
     seen = []
 
     def scan(buf, starts, *rest):
