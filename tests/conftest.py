@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -106,6 +107,18 @@ class Process:
             except OSError:
                 time.sleep(0.05)
         raise TimeoutError(f"{self.popen.args[0]}: port {port} still closed after {timeout} s; see {self.log.name}")
+
+    def wait_said(self, *words: str, timeout: float = 90) -> None:
+        """Return when all of this is in the log; raise, with the log, if the program ends or time is up first."""
+        end = time.monotonic() + timeout
+        while not all(one in (said := Path(self.log.name).read_text()) for one in words):
+            if (code := self.popen.poll()) is not None:
+                raise AssertionError(f"ended with {code} instead of saying {words}: {said[-4000:]}")
+            if time.monotonic() > end:
+                self.popen.send_signal(signal.SIGABRT)          # with PYTHONFAULTHANDLER it tells where every thread is
+                self.popen.wait()
+                raise AssertionError(f"did not say {words} within {timeout} s: {Path(self.log.name).read_text()[-8000:]}")
+            time.sleep(0.02)
 
     def stop(self, timeout: float = 5) -> None:
         """SIGTERM, then SIGKILL after `timeout` seconds; safe to call twice."""

@@ -9,6 +9,7 @@ of them before they had begun.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 
@@ -28,6 +29,7 @@ def child(config: str, log: str, step: str = "", call: str = "1") -> None:
     os.dup2(null, 0)
     os.dup2(target, 1)
     os.dup2(target, 2)
+    faulthandler.enable()                           # SIGABRT tells where every thread is
     code = 1
     try:
         if step:

@@ -174,8 +174,21 @@ class Replicas:
 
     def wait_done(self, total: int, seconds: float = 90.0) -> dict[str, object]:
         """Wait for that, and return what the topic holds."""
-        wait_until(lambda: self.is_done(total), seconds, "everything counted, judged and ended")
+        try:
+            wait_until(lambda: self.is_done(total), seconds, "everything counted, judged and ended")
+        except TimeoutError as error:
+            raise AssertionError(f"{error}; {self.so_far()}") from None
         return self.state()
+
+    def so_far(self) -> str:
+        """What is in the topic and what the last replicas said, for a failure's message; ends them."""
+        found = self.state() or {"positions": [], "launches": []}
+        launches = [(launch["id"], launch["state"]) for launch in found["launches"]]
+        for name in sorted(self.running):           # where each thread is, is told at its end
+            os.kill(self.running[name], signal.SIGCONT)
+            self.end(name, signal.SIGABRT)
+        logs = "\n".join(f"== {path.name}\n{path.read_text()[-6000:]}" for path in sorted(self.folder.glob("log-*.txt"))[-4:])
+        return f"positions {found['positions']}, launches {launches}, {len(self.records)} records read\n{logs}"
 
     def ask(self, path: str, body: dict[str, object]) -> list[tuple[int, str]]:
         """What every running replica answers to a request with the token: (status, text)."""

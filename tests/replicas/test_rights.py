@@ -6,6 +6,7 @@ The broker is one of its own: the shared one has no authorizer. Whoever comes by
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -114,11 +115,10 @@ def test_doctor_names_each_right_that_is_lacking_and_the_rights_of_the_page_are_
     # These are the rights of the page, and a replica counts and decides with them.
     rows = re.findall(r"^\| .*\| ([A-Z, ]+)[^|]*\|$", page_of_rights(), re.MULTILINE)
     assert [tuple(row.strip(" ;").split(", ")) for row in rows] == [rights for *_, rights in PAGE]
-    process = Process([sys.executable, "-m", "monitor.cli", "run", "-c", guarded_config], tmp_path / "log.txt")
+    process = Process([sys.executable, "-m", "monitor.cli", "run", "-c", guarded_config], tmp_path / "log.txt",
+                      env={**os.environ, "PYTHONFAULTHANDLER": "1"})
     try:
-        wait_until(lambda: all(words in (tmp_path / "log.txt").read_text() for words in ("Counting.", "Deciding.")), 90,
-                   "a replica that counts and decides")
-        assert process.popen.poll() is None
+        process.wait_said("Counting.", "Deciding.")
     finally:
         process.stop(20)
 

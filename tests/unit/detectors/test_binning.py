@@ -5,7 +5,9 @@ import sys
 from collections import Counter
 
 import numpy as np
+import pytest
 
+from detectors import binning as bins
 from detectors.binning import CategoryBinning, NumericBinning, level_hash, numeric_edges
 from detectors.rows import Column, fit_row
 
@@ -51,6 +53,41 @@ def test_sorting_first_counts_as_searching_every_value_does():
     values[:3] = [np.inf, -np.inf, binning.edges[7]]
     searched = np.bincount(binning.codes(values), minlength=binning.bins)
     assert binning.count(values).tolist() == searched.tolist()
+
+
+NEAR = np.array([np.nan, np.inf, -np.inf, 1e308, -1e308, 5e-324, -5e-324, 0.0, -0.0, 3.5e38, 3.4028235e38, 1e-46, 16777217.0])
+
+
+@pytest.mark.parametrize("of", [
+    lambda rng, n: rng.gamma(2.0, 3.0, n), lambda rng, n: rng.standard_normal(n).round(2),
+    lambda rng, n: rng.integers(0, 40, n).astype(float), lambda rng, n: 1e9 + rng.random(n),
+    lambda rng, n: rng.standard_normal(n) * 1e300, lambda rng, n: rng.standard_normal(n) * 1e-310,
+    lambda rng, n: np.where(rng.random(n) < 0.5, 0.1, rng.random(n)), lambda rng, n: np.exp(40 * rng.standard_normal(n))])
+def test_single_precision_counts_as_double_does(of):
+    rng = np.random.default_rng(11)
+    binning = NumericBinning.fit(of(rng, 4000))
+    for _ in range(2):                                      # what the first batch says of ties is known to the second
+        values = of(rng, bins.SINGLE_ROWS_MIN + 500)
+        values[rng.random(len(values)) < 0.05] = np.nan
+        values[:len(NEAR)] = NEAR
+        beside = [np.nextafter(binning.edges, side) for side in (-np.inf, np.inf)]
+        for some in (values, np.concatenate([values, binning.edges, *beside]),
+                     np.concatenate([values, beside[0][:3]]), np.full(bins.SINGLE_ROWS_MIN, np.nan)):
+            kept = some.copy()
+            searched = np.bincount(binning.codes(some), minlength=binning.bins)
+            assert binning.count(some).tolist() == searched.tolist()
+            assert np.array_equal(kept, some, equal_nan=True)
+
+
+def test_a_few_ties_do_not_cost_a_column_its_single_precision_and_many_do():
+    rng = np.random.default_rng(12)
+    binning = NumericBinning.fit(rng.standard_normal(4000))
+    values = rng.standard_normal(bins.SINGLE_ROWS_MIN)
+    values[:50] = binning.edges[3]
+    binning.count(values)
+    assert binning._single is not None
+    binning.count(np.concatenate([values, binning.edges]))
+    assert binning._single is None
 
 
 def test_a_column_that_was_always_missing_shows_every_number_as_new():
