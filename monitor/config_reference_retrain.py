@@ -61,8 +61,8 @@ RETRAIN_FIELDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "approval": ("", "Whether a launch waits for a person (`tidemark triggers approve`, which needs "
                          "`service.token_file`). Automatic, because the challenger must win on held-back events before it "
                          "is promoted."),
-        "approval_hours": ("hours", "A proposal that nobody answers is refused after so long, in wall-clock time. 72, so that "
-                                    "one of Friday evening is still there on Monday morning."),
+        "approval_hours": ("hours", "A proposal that nobody answers is refused after so long, whatever the clock is "
+                                    "set to meanwhile. 72, so that one of Friday evening is still there on Monday morning."),
         "collect_events": ("events", "Labelled events to collect since the alarm began before the launch starts. 1,000, so "
                                      "that there is something of the new world to learn from and to compare on."),
         "capture_events": ("events", "Events that are kept for training, the newest ones. 200,000 train most tabular models "

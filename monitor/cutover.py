@@ -24,12 +24,14 @@ from monitor.decide.plan import Plan
 from monitor.decide.policy import Judge, Machine, Policy, PolicyState
 from monitor.display import Configured, Display
 from monitor.errors import ConfigError
-from monitor.flow import Alarm, Clock, Launch, Source, TopicPartition
+from monitor.flow import Alarm, Launch, Source, TopicPartition
 from monitor.reporting import sampling_of
+from monitor.retrain.deadline import own_time
 from monitor.retrain.launch import Retraining
 from monitor.retrain.ledger import Ledger, launch_to_json
 from monitor.state.panes import NO_PANE, Panes, Stream
 from monitor.state.retention import forget_old_references, forget_old_versions
+from monitor.state.set_clock import SetClock
 from monitor.state.store import Store
 
 log = logging.getLogger("tidemark")
@@ -59,7 +61,7 @@ class CutOver:
     source: Source
     display: Display
     configured: Mapping[str, Configured]
-    clock: Clock
+    clock: SetClock
     observer: Observer | None
     note: Callable[[Sequence[Alarm]], None]
     commit: Callable[[], None]
@@ -77,9 +79,10 @@ class CutOver:
         """Whether the champion's last answers have been read: judged by the new reference they would raise an alarm.
 
         When serving has had its time to switch, we note how far each partition reaches, and wait until all that is read.
-        After a restart in between the ends are noted anew, which only makes the wait longer.
+        After a restart in between the ends are noted anew, which only makes the wait longer. The time is the launch's own:
+        it passes evenly, however the machine's clock is set.
         """
-        if self.clock() - launch.steps[-1][1] < self.configured[launch.model].settle_seconds:
+        if own_time(launch, self.clock.steady()) - launch.steps[-1][1] < self.configured[launch.model].settle_seconds:
             return False
         offsets = self.panes.offsets(launch.model)
         if launch.id not in self.settling:

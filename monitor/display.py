@@ -27,12 +27,13 @@ from monitor.decisions import PolicyStatus
 from monitor.expose.exporter import Exporter
 from monitor.expose.report_maker import Maker
 from monitor.expose.snapshot import MonitorStatus, OpenAlarm, ServiceSnapshot, Why
-from monitor.flow import Alarm, Clock, Evaluation, Rows, Source
+from monitor.flow import Alarm, Evaluation, Rows, Source
 from monitor.ingest.deadletters import DeadLetters
 from monitor.retrain.limits import Moment
 from monitor.retrain.trigger import Trigger
 from monitor.state.capture import Capture
 from monitor.state.panes import SEGMENT, Panes, Stream
+from monitor.state.set_clock import SetClock
 
 #: Distances are shown for this many panes while nothing fires: enough events to be calm, few enough to be fresh.
 SHOWN_PANES = 16
@@ -63,7 +64,7 @@ class Display:
     source: Source
     dead_letters: DeadLetters
     configured: Mapping[str, Configured]
-    clock: Clock
+    clock: SetClock
     quality: QualityChecks | None = None
     observer: Observer | None = None
     alarms: list[Alarm] = field(default_factory=list)
@@ -132,7 +133,7 @@ class Display:
             lag=dict(self.source.lag()), checkpoint=self.checkpoint,
             alarm_counts=counts,  # type: ignore[arg-type]
             open_alarms={key: opened for stream in self.panes.streams.values() for key, opened in self._open(stream)},
-            alarms=tuple(self.alarms), launches=tuple(self.trigger.ledger.launches.values()),
+            alarms=tuple(self.alarms), launches=tuple(map(self.clock.shown, self.trigger.ledger.launches.values())),
             decided=self.trigger.ledger.decisions, audit=self.trigger.ledger.entries,
             dead_letters=self.dead_letters.counts(), loop=dict(self.loop), away=self.away,
             reports=None if self.reports is None else self.reports.shelf.folder,

@@ -73,6 +73,7 @@ class Batch:
     ended    : a bounded source has no more; the pipeline closes every pane and returns
     lost     : records that retention removed before they were read, per partition
     away     : why the source cannot read at the moment, in one line; empty while all is well
+    topic_ids : topic -> the id of what is read under its name, as Kafka's tools show it; absent where there is none
     """
 
     parts: tuple[Part, ...] = ()
@@ -81,6 +82,7 @@ class Batch:
     ended: bool = False
     lost: Mapping[TopicPartition, int] = field(default_factory=dict)
     away: str = ""
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -291,7 +293,7 @@ class Launch:
 
     id      : 12 hex digits of sha256(model, version, episode or key): asking twice is one job
     episode : number of the alarm; 0 of a launch that somebody asked for while no severe alarm was open
-    steps   : (state, seconds since 1970) in the order they happened
+    steps   : (state, seconds since 1970 by the clock as it was set when the launch began) in the order they happened
     columns : JSON, name, kind and role of every watched column and label: what the trainer works on
     offsets : next offset per partition when the launch was decided: the data reaches up to there
     """
@@ -331,12 +333,13 @@ class Launch:
     why: str = ""                                   # the words that came with it
     gpus: int = 0                                   # of all its pods together, as configured when it was decided
     deadline_hours: float = 0.0                     # as configured when it was decided
-    shadow_at: float = 0.0                          # wall-clock time when the challenger began to answer in shadow; 0: it did not
+    shadow_at: float = 0.0                          # its own time when the challenger began to answer in shadow; 0: it did not
     shadow_since: float = 0.0                       # event time behind which its answers in shadow are compared
     shadow_verdict: str = ""                        # how that ended; empty before
     forgiven: bool = False                          # a person has taken it out of the row of useless ones
     previous_model_uri: str = ""                    # of the champion that a promotion ended, where it is known
     previous_digest: str = ""                       # of the reference that judged it: what a roll-back goes back to
+    clock_set: float = 0.0                          # what the clock had been set by when it began: its times count from there
 
 
 @dataclass(frozen=True, slots=True)

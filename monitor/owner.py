@@ -40,6 +40,8 @@ log = logging.getLogger("tidemark")
 
 #: After a failure an owner begins anew, so much later.
 AGAIN_SECONDS = 0.5
+#: A transaction that nobody ends is given up by the broker long before that.
+STILL_SECONDS = 60.0
 #: The key of a record that says nothing: whoever could write it is the owner.
 OWNER = b"owner"
 _NOTHING = np.empty(0, np.int64)
@@ -285,14 +287,25 @@ class Owner:
                                        reports=msgspec.structs.replace(reports, enabled=False, folder=folder))
 
     def _load(self, reader: StateReader) -> tuple[dict[bytes, bytes], list[tuple[int, bytes, bytes]]] | None:
-        """What the partition holds; None where we are to leave. What is still open in it is waited for."""
-        end, records, told = reader.end(), [], time.monotonic()
-        while reader.position() < end:
+        """What the partition holds; None where we are to leave. What is still open in it is waited for.
+
+        Raises TransactionLost where it stands still for longer than any transaction lasts: it is read anew, and that is told.
+        """
+        end, records = reader.end(), []
+        told = moved = time.monotonic()
+        before = -1
+        while (position := reader.position()) < end:
             if self.leaving.is_set():
                 return None
             records += reader.poll()
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
-                log.info("Reading the state topic.", extra={"partition": self.partition, "position": reader.position(),
-                                                            "end": end})
+            now = time.monotonic()
+            if position != before:
+                before, moved = position, now
+            if now - moved > STILL_SECONDS:
+                raise TransactionLost(f"kafka: expected to read the state topic's partition {self.partition} up to {end}, got "
+                                      f"nothing behind {position} for {STILL_SECONDS:g} s; does kafka-transactions.sh "
+                                      "find-hanging name a transaction?")
+            if now - told > 5:
+                told = now
+                log.info("Reading the state topic.", extra={"partition": self.partition, "position": position, "end": end})
         return latest(records)

@@ -52,6 +52,7 @@ from monitor.retrain.ledger import decision_to_json, entry_to_json, launch_from_
 from monitor.retrain.trigger import Standing, Trigger
 from monitor.state.capture import Capture
 from monitor.state.panes import NO_PANE, Panes, Stream, bare, weight
+from monitor.state.set_clock import SetClock
 from monitor.state.store import KEPT_AUDIT, Store
 
 log = logging.getLogger("tidemark")
@@ -102,7 +103,7 @@ class Stages:
     exporter: Exporter
     configured: Mapping[str, Configured]
     captures: Mapping[str, Capture]
-    clock: Clock
+    clock: SetClock
     checkpoint_seconds: float = 1.0
     inbox: Inbox = field(default_factory=Inbox)
     launching: bool = True                          # replay decides but starts nothing
@@ -235,6 +236,8 @@ class Stages:
                 self.store.save_launch(db, launch.id, launch.model, launch_to_json(launch))
             for step in files.values():
                 self.store.save_captures(db, step)
+            if self.trigger.ledger.launches:
+                self.clock.save(db, now=bool(launches))
         self.panes.refusals, self.panes.kept = [], []
         self.trigger.ledger.clear_changed()
         self.decided.clear()
@@ -276,7 +279,7 @@ class Stages:
         if self.reporting is not None:
             self.reporting.advance()
         self.trigger.expire()
-        for launch in self.retraining.advance(self.clock(), self._captured):
+        for launch in self.retraining.advance(self.clock.steady(), self._captured):
             if launch.state in FINAL_STATES and launch.model in self.captures:
                 self.captures[launch.model].release(self._ended(launch.model))
         self.cut_over()
@@ -325,7 +328,7 @@ class Stages:
         at = (stream.last_decided + 1) * stream.pane_ms / 1000 if stream.last_decided != NO_PANE else now
         launch = self.retraining.roll_back(
             asked.model, stream.version, asked.version, by=asked.by, why=asked.why, at=at, now=now,
-            uris=lambda version: configured.model_uri if version == configured.version else "")
+            uris=lambda version: configured.model_uri if version == configured.version else "", clock_set=self.clock.set_by)
         words = f"{asked.model} goes back from version {launch.version} to {launch.new_version} (launch {launch.id})"
         self.trigger.ledger.note(Entry(now, "rollback", asked.by, asked.model, launch.id, asked.why, words=words))
         return Reply(True, words, launch.id, launch.state)
@@ -432,9 +435,10 @@ class Stages:
         stream.changed.clear()
 
     def _ended(self, model: str) -> dict[str, float]:
-        """When the launches of a model ended, by id."""
+        """When the launches of a model ended, by id, on the clock as it is set now."""
         stored = map(launch_from_json, self.store.each("launches", model))      # also those that the ledger has let go
-        return {launch.id: launch.steps[-1][1] for launch in stored if launch.state in FINAL_STATES}
+        return {launch.id: launch.steps[-1][1] + self.clock.set_by - launch.clock_set for launch in stored
+                if launch.state in FINAL_STATES}
 
     def _captured(self, launch: Launch) -> int:
         """Labelled events that were captured since the launch's alarm began."""

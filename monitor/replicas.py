@@ -91,7 +91,8 @@ class Replica:
         refuse_unsupported(config)
         self.config, self.replicas = config, config.service.replicas
         self.monitors = watched(config)
-        self.committed_at: float | None = None
+        self.committed_at: float | None = None      # for people; what is due is told by a clock that cannot be set
+        self._due_at = 0.0
         self._shown, self._inbox = Shown(exporter), inbox
         self._stopping = False
         self._away = ""                             # why the brokers cannot be reached now
@@ -103,8 +104,8 @@ class Replica:
         self._name = f"{config.kafka.group}.counting.{self.replicas.name or uuid.uuid4().hex}"
         self._decode, self._apart = decoding(config, self.monitors), cutting(config, self.monitors)
         self._counting = Counting(
-            [self._stream(one) for one in self.monitors], self._captured(), clock=time.time,
-            open_panes_max=config.limits.open_panes)
+            [self._stream(one) for one in self.monitors], self._captured(), clock=time.monotonic,
+            open_panes_max=config.limits.open_panes, retell_seconds=config.kafka.idle_seconds)
         self._dead_letters = DeadLetters(config.service.dead_letters, config.limits, config.kafka)
         self._references: StateReader | None = None
         self._promotes = ensure_topics(config.kafka, self.replicas, promotes=any(
@@ -152,8 +153,7 @@ class Replica:
                 self._offsets = {key: known[0] for key, known in placed.items() if known is not None}
             for piece in (batch,) if self._apart is None else self._apart(batch):
                 self._counting.add(piece, self._decode(piece))
-            due = self.committed_at is None or time.time() - self.committed_at >= self.config.service.checkpoint_seconds
-            if due or self._stopping:
+            if time.monotonic() >= self._due_at or self._stopping:
                 self._commit()
             if self._stopping:
                 return
@@ -192,6 +192,7 @@ class Replica:
             self._offsets |= {key: offset for key, (offset, _) in offsets.items()}
         self._follow_references()
         self.committed_at = time.time()
+        self._due_at = time.monotonic() + self.config.service.checkpoint_seconds
         self._show()
 
     def _show(self) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import ChainMap, Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,6 +62,7 @@ from monitor.sizing import sizing
 from monitor.state.capture import Capture, read_text
 from monitor.state.panes import Panes, Stream
 from monitor.state.retention import forget_old_references, forget_old_versions
+from monitor.state.set_clock import SetClock
 from monitor.state.store import Store
 from monitor.state.tables import stored
 
@@ -203,6 +204,7 @@ def build(
         shown, folder = exporter or Exporter(config.limits.series), folder_of(config, state) if launching else None
         streams = [_restored(one, store, judge, observer, one.reports if folder is not None else None) for one in monitors]
         with store.transaction() as db:
+            told = SetClock.restored(db, clock, elapsed)
             forget_old_references(db, ledger.digests())
         capturing = [one for one in monitors if one.monitor.retrain and launching]
         captures = {one.monitor.model: _capture(one, store, (clock, elapsed), (config.limits.capture_mb << 20) // len(capturing))
@@ -222,10 +224,10 @@ def build(
                 store.save_launch(db, launch.id, launch.model, launch_to_json(launch))
 
         stages = Stages(
-            source=source if source is not None else _source(config, monitors),
+            source=source if source is not None else _source(config, monitors, ChainMap(*(one.topic_ids for one in streams))),
             decode=decoding(config, monitors, from_files=isinstance(source, FileSource)) if seat is None else seat.decode,
             apart=cutting(config, monitors) if seat is None else None, panes=panes, judge=judge, policy=Policy(judge),
-            trigger=Trigger(policies, ledger, clock=clock, launches_max=config.limits.launches),
+            trigger=Trigger(policies, ledger, clock=told, launches_max=config.limits.launches, set_by=lambda: told.set_by),
             retraining=Retraining(
                 policies, ledger, launchers, save=save, snapshot=lambda launch: captures[launch.model].snapshot(launch.id),
                 reference=lambda model: judge.scans[model].reference,
@@ -237,14 +239,12 @@ def build(
                 promotions={one.monitor.model: promotion_for(one.monitor.retrain.promote, path=f"{one.where}.retrain.promote")
                             for one in monitors if one.monitor.retrain is not None} if launching else {},
                 version=lambda model: panes.streams[model].version, kept=store.reference),
-            store=store,
-            dead_letters=DeadLetters(config.service.dead_letters, config.limits, config.kafka),
-            exporter=shown, captures=captures, clock=clock, elapsed=elapsed, inbox=inbox or Inbox(),
+            store=store, dead_letters=DeadLetters(config.service.dead_letters, config.limits, config.kafka),
+            exporter=shown, captures=captures, clock=told, elapsed=elapsed, inbox=inbox or Inbox(),
             configured={one.monitor.model: _configured(one) for one in monitors},
             checkpoint_seconds=config.service.checkpoint_seconds, launching=launching, on_evaluation=on_evaluation,
-            quality=_checks(monitors, store), observer=observer,
+            quality=_checks(monitors, store), observer=observer, past_alarms=_latest_alarms(store, judge.knobs),
             reporting=None if folder is None else _reporting(config, folder, store, judge, shown),
-            past_alarms=_latest_alarms(store, judge.knobs),
         )
         stages.source.seek(stages.stored_offsets())
     except BaseException:
@@ -383,7 +383,7 @@ def _capture(one: Watched, store: Store, clocks: tuple[Clock, Clock], waiting_ma
     return capture
 
 
-def _source(config: Config, monitors: Sequence[Watched]) -> Source:
+def _source(config: Config, monitors: Sequence[Watched], ids: Mapping[str, str]) -> Source:
     topics = sorted({one.monitor.topic for one in monitors})
     if config.files.paths:
         if len(topics) != 1:
@@ -392,7 +392,7 @@ def _source(config: Config, monitors: Sequence[Watched]) -> Source:
             return FileSource(config.files.paths, topics[0])
         except SourceFailed as error:               # an absent file of the configuration is its mistake
             raise ConfigError(f"files.paths: {error}") from None
-    return (LibrdkafkaSource if config.kafka.transport == "librdkafka" else KafkaSource)(config.kafka, topics)
+    return (LibrdkafkaSource if config.kafka.transport == "librdkafka" else KafkaSource)(config.kafka, topics, topic_ids=ids)
 
 
 def decoding(config: Config, monitors: Sequence[Watched], *, from_files: bool = False) -> Callable[[Batch], list[Rows]]:

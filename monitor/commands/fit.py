@@ -22,8 +22,8 @@ from detectors.rows import Kind, Role
 from monitor.commands.shared import counted, progress_bar, table
 from monitor.config import NAME, Kafka
 from monitor.errors import ConfigError
-from monitor.ingest.kafka import read_span
-from monitor.ingest.tables import DataSet, Values, as_kind, from_documents, read_files
+from monitor.ingest.span import read_span
+from monitor.ingest.tables import DataSet, Values, as_kind, read_files
 
 ROLES: tuple[Role, ...] = ("prediction", "score", "path", "label", "ignored")
 
@@ -37,6 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topic", help="read a span of this topic instead of files")
     parser.add_argument("--bootstrap-servers", default="", metavar="HOST:PORT,...", help="the brokers of --topic")
     parser.add_argument("--events", type=int, default=50_000, help="events to read from --topic, the newest (default 50000)")
+    parser.add_argument("--format", choices=("json", "arrow"), default="json", help="what a message of --topic is, as "
+                        "schema.format (default json)")
     parser.add_argument("--rows", metavar="START:END", help="use only these rows, such as 0:55535")
     for role in ROLES:
         said = "leave this column out" if role == "ignored" else f"this column is a {role}"
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         if not re.fullmatch(NAME, getattr(args, flag)):
             raise ConfigError(f"--{flag}: expected at most 63 letters, digits and . _ -, got {getattr(args, flag)!r}; "
                               "it must be a name that the configuration takes")
+    if args.format != "json" and not args.topic:
+        raise ConfigError(f"--format: expected it beside --topic, got {args.format} with files; a file's name says what it holds")
     if args.events < 1:
         raise ConfigError(f"--events: expected a whole number >= 1, got {args.events}")
     with progress_bar(console) as progress:
@@ -130,11 +134,16 @@ def _read(args: argparse.Namespace, progress: Progress) -> DataSet:
             raise ConfigError(f"--bootstrap-servers: expected HOST:PORT of each broker of --topic, got "
                               f"{args.bootstrap_servers!r}; separate them by commas")
         task = progress.add_task(f"reading {args.topic}", total=args.events)
-        found = from_documents(read_span(
-            Kafka(bootstrap_servers=servers), args.topic, args.events, lambda done: progress.update(task, completed=done)))
-        if not len(found):
-            raise ConfigError(f"--topic: expected JSON objects in {args.topic!r}, got none; produce events, or give files")
-        return found
+        span = read_span(Kafka(bootstrap_servers=servers), args.topic, args.events,
+                         lambda done: progress.update(task, completed=done), form=args.format)
+        if not len(span.data):
+            wanted = "JSON objects" if args.format == "json" else "Arrow messages of a row or more"
+            raise ConfigError(f"--topic: expected {wanted} in {args.topic!r}, got none{span.left_out and ': ' + span.left_out}; "
+                              "produce events, or give files")
+        if span.left_out:
+            progress.console.print(f"{args.topic}: {span.left_out}", style="yellow", markup=False, highlight=False,
+                                   soft_wrap=True)
+        return span.data
     task = progress.add_task("reading files", total=None)
     return read_files(args.data, lambda rows: progress.update(task, advance=rows), text=[*args.category, *args.text])
 
@@ -207,7 +216,7 @@ def _entry(args: argparse.Namespace, proposals: Sequence[Proposal], found: DataS
     """The monitor's entry for the configuration; every text is quoted as JSON, which YAML reads as it stands."""
     lines = [f"  - model: {_quoted(args.model)}", f"    version: {_quoted(args.version)}",
              f"    topic: {args.topic or args.model + '.inference'}", f"    reference: {_quoted(args.output)}"]
-    schema = []
+    schema = ["      format: arrow"] if args.format == "arrow" else []
     if args.timestamp:
         schema.append(f"      timestamp: {_quoted(_path(args.timestamp, found))}")
         schema.append(f"      timestamp_unit: {_timestamp_unit(found.columns[args.timestamp])}")

@@ -16,7 +16,7 @@ Invariant: every row of every readable message is an event or a refusal, and whi
 clock alone, so any cut of the stream gives the same. Cost per event at 20 columns, one core: 0.3-0.5 us in messages of 1,000
 rows, 0.7-1 us in messages of 100, some 60 us for each message however few rows it has, a sixth and a third of JSON; zstd costs
 1 us besides. Held by `benchmarks/arrow`. Neighbours: `arrow_headers` looks before anything is unpacked, `columnar` reads the
-table, `decode` does the same for JSON, `service` chooses by `schema.format`.
+table, `decode` does the same for JSON, `service` chooses by `schema.format`, `span` reads a reference's messages with it.
 """
 
 from __future__ import annotations
@@ -171,8 +171,22 @@ class ArrowDecoder:
             raise Unreadable("too_large", f"{headers.rows} rows, at most {(1 << ROW_BITS) - 1} can be told apart")
         return headers
 
+    def batches(self, value: bytes | None) -> tuple[list[pa.RecordBatch], int]:
+        """A message's record batches, and the bytes that they take; Unreadable where it is refused.
+
+        For a decoder without a schema, by which `tidemark fit` looks at messages: all fields are read.
+        """
+        _, batches, headers, unfolded = self._read(value)
+        return batches, max(self._weighed(headers), unfolded)
+
     def _message(self, part: int, place: int, value: bytes | None) -> _Message:
         """A message's batches with the fields that are watched; Unreadable where it cannot be read."""
+        known, batches, headers, _ = self._read(value)
+        assert value is not None
+        return _Message(part, place, value, batches, known.number, headers.rows)
+
+    def _read(self, value: bytes | None) -> tuple[_Schema, list[pa.RecordBatch], Declared, int]:
+        """What a message's schema is, its batches, its headers, and the bytes of its largest text column written out."""
         headers = self._headers(value)
         assert value is not None
         stream = value[headers.stream] if headers.stream.start else value
@@ -187,7 +201,7 @@ class ArrowDecoder:
                                           f"{self._limits.unpacked_bytes}")
         if sum(map(len, batches)) != headers.rows:
             raise Unreadable("arrow", f"{headers.rows} rows are announced, got {sum(map(len, batches))}")
-        return _Message(part, place, value, batches, known.number, headers.rows)
+        return known, batches, headers, size
 
     def _new_schema(self, head: bytes) -> _Schema:
         """What is done with messages of this schema."""

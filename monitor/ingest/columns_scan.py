@@ -245,6 +245,100 @@ def _scan(buf: Any, starts: Any, seed: Any,
                           _at(codes), _at(spans), _at(vectors), _at(stamps), _at(stack))
 
 
+@nb.njit(nogil=True, forceinline=True)
+def _key(buf: Any, p: Any, follows: Any, node: Any, seed: Any, hints: Any,
+         key_table: Any, key_mask: Any, key_entries: Any, key_bytes: Any) -> Any:
+    """(the key that stands behind an opening quote, -1 for one that nobody asks for; the place behind its closing quote).
+
+    The key that came here the last time is tried first, then any of this object's. A place of -1 leaves it to msgspec.
+    """
+    key = hints[follows]
+    if key >= 0:
+        offset, j = key_entries[4 * key + 1], np.int64(0)
+        length = key_entries[4 * key + 2] - offset
+        while j < length and key_bytes[offset + j] == buf[p + j]:
+            j += 1
+        if j == length and buf[p + j] == 34:
+            return key, np.int64(p + length + 1)
+    start = p
+    while buf[p] != 34:
+        if buf[p] < 32 or buf[p] == 92:
+            return np.int64(-1), np.int64(-1)
+        p += 1
+    key = _found(buf, start, p, seed, node, key_table, key_mask, key_entries, key_bytes)
+    if key >= 0:
+        hints[follows] = key
+    return key, np.int64(p + 1)
+
+
+@nb.njit(nogil=True, forceinline=True)
+def _token(buf: Any, p: Any) -> Any:
+    """The place behind a token: a string with its quotes, escapes unread, or a run of letters and digits; -1 without."""
+    start = p
+    if buf[p] == 34:
+        p += 1
+        while buf[p] != 34:
+            if buf[p] < 32:
+                return np.int64(-1)
+            if buf[p] == 92:
+                p += 1
+                if buf[p] < 32:
+                    return np.int64(-1)
+            p += 1
+        return np.int64(p + 1)
+    while 48 <= buf[p] <= 57 or 97 <= buf[p] <= 122 or buf[p] == 45 or buf[p] == 43 or buf[p] == 46 or buf[p] == 69:
+        p += 1
+    return np.int64(p) if p > start else np.int64(-1)
+
+
+@nb.njit(nogil=True, forceinline=True)
+def _coded(buf: Any, p: Any, kind: Any, place: Any, at: Any, seed: Any, token_table: Any, token_mask: Any, token_entries: Any,
+           token_bytes: Any, codes: Any, spans: Any) -> Any:
+    """The place behind a token, whose code is written at `at`, or, where it is not known, where it stands; -1 without."""
+    end = _token(buf, p)
+    if end < 0:
+        return end
+    entry = np.int64(-1)
+    if kind == TOKEN:
+        entry = _found(buf, p, end, seed, place, token_table, token_mask, token_entries, token_bytes)
+    if entry >= 0:
+        codes[at] = np.int32(token_entries[4 * entry + 3])
+    else:
+        codes[at], spans[2 * at], spans[2 * at + 1] = np.int32(-1), p, end
+    return end
+
+
+@nb.njit(nogil=True, forceinline=True)
+def _vector(buf: Any, p: Any, vectors: Any, first: Any, entries: Any, fives_high: Any, fives_low: Any, tens: Any) -> Any:
+    """The place behind a list of so many numbers, written from `first` on; all missing where one is null. -1 without."""
+    if buf[p] != 91:
+        return np.int64(-1)
+    p += 1
+    is_missing = False
+    for j in range(entries):
+        p = _blank(buf, p)
+        if j > 0:
+            if buf[p] != 44:
+                return np.int64(-1)
+            p = _blank(buf, p + 1)
+        if buf[p] == 110:
+            p = _literal(buf, p)
+            is_missing = True
+        else:
+            value, p = number(buf, p, fives_high, fives_low, tens)
+            if p >= 0:
+                vectors[first + j] = value
+        if p < 0:
+            return np.int64(-1)
+    p = _blank(buf, p)
+    if buf[p] != 93:
+        return np.int64(-1)
+    if is_missing:
+        for j in range(entries):
+            vectors[first + j] = math.nan
+    return np.int64(p + 1)
+
+
 @nb.njit(nogil=True)
 def _event(buf: Any, p: Any, end: Any, i: Any, n: Any, nodes: Any, width: Any, seed: Any,
            key_table: Any, key_mask: Any, key_entries: Any, key_bytes: Any, keys: Any, limits: Any, hints: Any,
@@ -277,29 +371,10 @@ def _event(buf: Any, p: Any, end: Any, i: Any, n: Any, nodes: Any, width: Any, s
             c = buf[p]
         if c != 34:
             return 0
-        p += 1
         is_first = False
-        # the key that came here the last time; else any of this object's
-        key = hints[follows]
-        if key >= 0:
-            offset, j = key_entries[4 * key + 1], np.int64(0)
-            length = key_entries[4 * key + 2] - offset
-            while j < length and key_bytes[offset + j] == buf[p + j]:
-                j += 1
-            if j == length and buf[p + j] == 34:
-                p += length + 1
-            else:
-                key = -1
-        if key < 0:
-            start = p
-            while buf[p] != 34:
-                if buf[p] < 32 or buf[p] == 92:
-                    return 0
-                p += 1
-            key = _found(buf, start, p, seed, node, key_table, key_mask, key_entries, key_bytes)
-            if key >= 0:
-                hints[follows] = key
-            p += 1
+        key, p = _key(buf, p + 1, follows, node, seed, hints, key_table, key_mask, key_entries, key_bytes)
+        if p < 0:
+            return 0
         p = _blank(buf, p)
         if buf[p] != 58:
             return 0
@@ -314,80 +389,29 @@ def _event(buf: Any, p: Any, end: Any, i: Any, n: Any, nodes: Any, width: Any, s
         stamps[key] = i
         follows = nodes + key
         kind, place = keys[4 * key], keys[4 * key + 1]
-        c = buf[p]
         if kind == TOKEN or kind == LOOSE:  # noqa: SIM109 (the compiler knows this form)
-            start = p
-            if c == 34:
-                p += 1
-                while buf[p] != 34:
-                    if buf[p] < 32:
-                        return 0
-                    if buf[p] == 92:
-                        p += 1
-                        if buf[p] < 32:
-                            return 0
-                    p += 1
-                p += 1
-            else:
-                while (48 <= buf[p] <= 57 or 97 <= buf[p] <= 122 or buf[p] == 45 or buf[p] == 43 or buf[p] == 46
-                       or buf[p] == 69):
-                    p += 1
-                if p == start:
-                    return 0
-            entry = np.int64(-1)
-            if kind == TOKEN:
-                entry = _found(buf, start, p, seed, place, token_table, token_mask, token_entries, token_bytes)
-            if entry >= 0:
-                codes[place * n + i] = np.int32(token_entries[4 * entry + 3])
-            else:
-                codes[place * n + i] = np.int32(-1)
-                spans[2 * (place * n + i)] = start
-                spans[2 * (place * n + i) + 1] = p
-        elif c == 110:
+            p = _coded(buf, p, kind, place, place * n + i, seed, token_table, token_mask, token_entries, token_bytes, codes,
+                       spans)
+        elif buf[p] == 110:
             p = _literal(buf, p)                                # null: missing, as it was filled
-            if p < 0:
-                return 0
         elif kind == NUMBER:
             value, p = number(buf, p, fives_high, fives_low, tens)
-            if p < 0 or (limits[key] > 0.0 and not 0.0 <= value < limits[key]):
+            if limits[key] > 0.0 and not 0.0 <= value < limits[key]:
                 return 0
-            numbers[place * n + i] = value
+            if p >= 0:
+                numbers[place * n + i] = value
         elif kind == OBJECT:
-            if c != 123 or depth >= DEPTH_MAX:
+            if buf[p] != 123 or depth >= DEPTH_MAX:
                 return 0
             p += 1
             stack[depth] = follows
             depth += 1
-            node = keys[4 * key + 2]
-            follows = node
+            follows = node = keys[4 * key + 2]
             is_first = True
         else:
-            if c != 91:
-                return 0
-            p += 1
-            is_missing = False
-            for j in range(keys[4 * key + 2]):
-                p = _blank(buf, p)
-                if j > 0:
-                    if buf[p] != 44:
-                        return 0
-                    p = _blank(buf, p + 1)
-                if buf[p] == 110:
-                    p = _literal(buf, p)
-                    is_missing = True
-                else:
-                    value, p = number(buf, p, fives_high, fives_low, tens)
-                    if p >= 0:
-                        vectors[i * width + place + j] = value
-                if p < 0:
-                    return 0
-            p = _blank(buf, p)
-            if buf[p] != 93:
-                return 0
-            p += 1
-            if is_missing:
-                for j in range(keys[4 * key + 2]):
-                    vectors[i * width + place + j] = math.nan
+            p = _vector(buf, p, vectors, i * width + place, keys[4 * key + 2], fives_high, fives_low, tens)
+        if p < 0:
+            return 0
     p = _blank(buf, p)
     return 1 if p == end else 0
 

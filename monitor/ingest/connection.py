@@ -12,6 +12,7 @@ Neighbours: `kafka` is the one module that imports the client; `outage` tells of
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import ssl
@@ -25,7 +26,7 @@ from monitor.errors import ConfigError, SourceFailed
 from monitor.ingest.diagnosis import diagnose
 
 __all__ = ["METADATA_SECONDS", "REQUEST_SECONDS", "START_SECONDS", "ClientLog", "client_options", "connect", "diagnose",
-           "password", "tls_context"]
+           "password", "refuse_another_topic", "shown_id", "tls_context"]
 
 Client = TypeVar("Client")
 
@@ -55,6 +56,18 @@ def client_options(kafka: Kafka, api_version: tuple[int, ...] | None = None) -> 
         options |= {"sasl_mechanism": security.mechanism, "sasl_plain_username": security.username,
                     "sasl_plain_password": password(kafka)}
     return options
+
+
+def shown_id(number: bytes) -> str:
+    """A topic's id of 16 bytes as Kafka's own tools show it; empty where the broker knows of none, which it tells as zeros."""
+    return base64.urlsafe_b64encode(number).decode().rstrip("=") if any(number) else ""
+
+
+def refuse_another_topic(topic: str, expected: str, got: str) -> None:
+    """SourceFailed where a topic has another id than the one whose offsets we go on from."""
+    if got != expected:
+        raise SourceFailed(f"kafka topic {topic!r}: expected the topic that was read so far ({expected}), got another one that "
+                           f"was made under its name ({got}); start with another service.state")
 
 
 def password(kafka: Kafka) -> str:

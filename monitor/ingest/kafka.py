@@ -45,7 +45,7 @@ from monitor.config import Kafka
 from monitor.errors import SourceFailed
 from monitor.flow import Batch, Part, TopicPartition
 from monitor.ingest import connection, unpack
-from monitor.ingest.connection import START_SECONDS, ClientLog
+from monitor.ingest.connection import START_SECONDS, ClientLog, refuse_another_topic, shown_id
 from monitor.ingest.kafka_client import (
     ApiVersion,
     KafkaWriter,
@@ -56,12 +56,10 @@ from monitor.ingest.kafka_client import (
     open_consumer,
     partitions_of,
     probe,
-    read_span,
 )
 from monitor.ingest.outage import Opening, Outage, Pauses
 
-__all__ = ["ApiVersion", "KafkaSource", "KafkaWriter", "_made", "check_crc32c", "open_consumer", "partitions_of", "probe",
-           "read_span"]
+__all__ = ["ApiVersion", "KafkaSource", "KafkaWriter", "_made", "check_crc32c", "open_consumer", "partitions_of", "probe"]
 
 log = logging.getLogger("tidemark")
 
@@ -100,10 +98,11 @@ class KafkaSource:
     kafka  : where and how      topics : all of them must exist
     api_version  : told to the client instead of asked from the broker; only the in-process broker needs it
     wait_seconds : how long to wait for the brokers at the start; later they are waited for without end
+    topic_ids    : of the topics that the state's offsets are of; another one under such a name is refused
     """
 
     def __init__(self, kafka: Kafka, topics: Sequence[str], *, api_version: ApiVersion = None,
-                 wait_seconds: float = START_SECONDS) -> None:
+                 wait_seconds: float = START_SECONDS, topic_ids: Mapping[str, str] | None = None) -> None:
         self._kafka, self._read_topics, self._api_version = kafka, tuple(topics), api_version
         self._fetch_bytes, self._unpacked_bytes = kafka.fetch_bytes, unpack.unpacked_bytes(kafka.fetch_bytes)
         if lack := unpack.install():
@@ -115,7 +114,7 @@ class KafkaSource:
         self._positions: dict[ClientPartition, int | None] = {}    # of the placed ones, at the end of the last turn
         self._ends: dict[ClientPartition, int] = {}         # with `latest`: the topics' ends when we began
         self._counted: set[str] = set()                     # topics of which the state knows a partition
-        self._topic_ids: dict[str, object] = {}
+        self._topic_ids = dict(topic_ids or {})             # the state's, then as they were told first
         self._cut_back: LogTruncationError | None = None
         self._has_read = self._closed = False
         self._outage, self._pauses = Outage(), Pauses()
@@ -235,7 +234,7 @@ class KafkaSource:
         caught_up = frozenset((key.topic, key.partition) for key in self._placed if self._is_caught_up(key))
         self._positions = {key: self._position(key) for key in self._placed}
         return Batch(parts=tuple(parts), assigned=frozenset((key.topic, key.partition) for key in assigned),
-                     caught_up=caught_up, lost=lost, away=self._outage.away)
+                     caught_up=caught_up, lost=lost, away=self._outage.away, topic_ids=dict(self._topic_ids))
 
     def _moved_by_others(self) -> set[ClientPartition]:
         """Partitions whose position moved between two polls, to be placed again.
@@ -312,10 +311,9 @@ class KafkaSource:
                 f"{self._next.get(key)}, got one that was cut back to {'an unknown offset' if end is None else end.offset}; was "
                 "a leader elected uncleanly, or the topic made anew? Start with another service.state")
         for topic in self._read_topics:
-            topic_id = self._consumer.network.cluster.topic_id(topic)
-            if topic_id is not None and self._topic_ids.setdefault(topic, topic_id) != topic_id:
-                raise SourceFailed(f"kafka topic {topic!r}: expected the topic that was read so far, got another one that was "
-                                   "made under its name; start with another service.state")
+            found = self._consumer.network.cluster.topic_id(topic)
+            if found is not None and (topic_id := shown_id(found.bytes)):
+                refuse_another_topic(topic, self._topic_ids.setdefault(topic, topic_id), topic_id)
 
     def _wait_out(self, error: KafkaError) -> None:
         """Wait a moment after an error that may pass; for another, make the client anew, or SourceFailed before it has read."""

@@ -1,23 +1,22 @@
 """The Kafka client library, made safe: clients that say why they cannot be had, a writer, and looks at a topic.
 
-`open_consumer` and `KafkaWriter` are the ways in; `probe` is what `tidemark doctor` asks and `read_span` what a reference
-is fitted from. Topics are looked up by `partitions_of`, which names the nearest one where there is none.
+`open_consumer` and `KafkaWriter` are the ways in; `probe` is what `tidemark doctor` asks. Topics are looked up by
+`partitions_of`, which names the nearest one where there is none.
 
 Invariants: a client that cannot be had leaves no thread behind and says why in one line; between attempts to reach a
-broker there are growing pauses; no call waits without end. Neighbours: `kafka` reads events with it, `state_topic` writes
-and reads a state, `deadletters` writes what was refused, `connection` gives options and reasons.
+broker there are growing pauses; no call waits without end. Neighbours: `kafka` reads events with it, `span` the newest ones
+for a reference, `state_topic` writes and reads a state, `deadletters` writes what was refused, `connection` gives options
+and reasons.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from kafka import KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
 from kafka.errors import AuthorizationError, KafkaError, KafkaTimeoutError
@@ -33,7 +32,6 @@ from monitor.ingest.connection import START_SECONDS, ClientLog, connect
 
 log = logging.getLogger("tidemark")
 
-_POLL_MS = 500
 _TOPIC_SECONDS = 5.0                                # a topic made a moment ago is known everywhere after that
 _BACKOFF_SECONDS = 0.2                              # after an error that may pass
 
@@ -220,47 +218,3 @@ def probe(kafka: Kafka, topics: Sequence[str], *, api_version: ApiVersion = None
         consumer.close(autocommit=False, timeout_ms=3000)
         client_log.close()
     return checks
-
-
-def read_span(kafka: Kafka, topic: str, events: int, progress: Callable[[int], None] | None = None, *,
-              api_version: ApiVersion = None) -> list[dict[str, Any]]:
-    """The newest `events` JSON objects of a topic in the order of their records' times, without joining the group.
-
-    Records that are not JSON objects are left out. `progress` is called with the number read so far.
-    """
-    consumer, client_log = open_consumer(kafka, api_version=api_version)
-    try:
-        keys = [ClientPartition(topic, number) for number in partitions_of(consumer, topic)]
-        consumer.assign(keys)
-        first, end = consumer.beginning_offsets(keys), consumer.end_offsets(keys)
-        share = -(-events // len(keys))
-        for key in keys:
-            consumer.seek(key, max(first[key], end[key] - share))
-        rows: list[tuple[int, int, dict[str, Any]]] = []
-        quiet_until = time.monotonic() + START_SECONDS
-        while any(consumer.position(key) < end[key] for key in keys):
-            for key, found in consumer.poll(timeout_ms=_POLL_MS).items():
-                quiet_until = time.monotonic() + START_SECONDS
-                rows += [(record.timestamp, record.offset, document) for record in found
-                         if record.offset < end[key] and (document := _document(record.value)) is not None]
-            if progress is not None:
-                progress(min(len(rows), events))
-            if time.monotonic() > quiet_until:
-                raise SourceFailed(f"kafka topic {topic!r}: expected records, got none for {START_SECONDS:.0f} s; "
-                                   "check that its brokers run")
-    except KafkaError as error:
-        raise SourceFailed(f"kafka topic {topic!r}: {_named(error)}; check the right to read it") from None
-    finally:
-        consumer.close(autocommit=False, timeout_ms=3000)
-        client_log.close()
-    rows.sort(key=lambda row: row[:2])
-    return [document for _, _, document in rows[-events:]]
-
-
-def _document(value: bytes | None) -> dict[str, Any] | None:
-    """The JSON object in a record, NaN included; None for anything else."""
-    try:
-        document = json.loads(value) if value and b"NaN" in value else msgspec.json.decode(value or b"")
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None

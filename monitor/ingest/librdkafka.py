@@ -70,7 +70,7 @@ class LibrdkafkaSource:
     """
 
     def __init__(self, kafka: Kafka, topics: Sequence[str], *, api_version: tuple[int, ...] | None = None,
-                 wait_seconds: float = START_SECONDS) -> None:
+                 wait_seconds: float = START_SECONDS, topic_ids: Mapping[str, str] | None = None) -> None:
         self._kafka, self._library, self._topics = kafka, library(), list(topics)
         self._fetch_bytes, self._metadata_seconds = kafka.fetch_bytes, connection.METADATA_SECONDS
         self._next: dict[TopicPartition, int] = {}          # where reading goes on: the state's offsets, then our own
@@ -81,11 +81,12 @@ class LibrdkafkaSource:
         self._placed: set[TopicPartition] = set()           # assigned, and fetched from where it goes on
         self._held: set[TopicPartition] = set()             # too far ahead of the others: to be paused
         self._paused: set[TopicPartition] = set()
-        self._topic_ids: dict[str, str] = {}
+        self._topic_ids = dict(topic_ids or {})             # the state's, then as they were told first
         self._absent: set[str] = set()                      # topics that a broker does not know (any more)
         self._inquiry: Inquiry | None = None
         self._inquire_at = self._retry_at = 0.0
         self._connected_at = time.monotonic()               # when the client last had a broker
+        self._unnamed = self._why_unnamed = ""              # a topic whose id is waited for, and what was said
         self._fault = ""                                    # what a new client may mend
         self._has_read = self._closed = False
         self._outage, self._pauses = Outage(), Pauses()
@@ -201,7 +202,8 @@ class LibrdkafkaSource:
         caught_up = frozenset(key for key in self._placed
                               if self._ends.get(key, -1) >= self._next[key] or self._next[key] >= self._newest(key) >= 0)
         self._look_around(assigned)
-        return Batch(parts=tuple(parts), assigned=assigned, caught_up=caught_up, lost=lost, away=self._outage.away)
+        return Batch(parts=tuple(parts), assigned=assigned, caught_up=caught_up, lost=lost, away=self._outage.away,
+                     topic_ids=dict(self._topic_ids))
 
     def _moved_on(self) -> Iterator[Part]:
         """Empty parts of partitions that were read past their last record: markers and aborted records stand there."""
@@ -283,9 +285,8 @@ class LibrdkafkaSource:
                 self._absent.add(topic)
                 continue
             self._absent.discard(topic)
-            if topic_id and self._topic_ids.setdefault(topic, topic_id) != topic_id:
-                raise SourceFailed(f"kafka topic {topic!r}: expected the topic that was read so far, got another one that was "
-                                   "made under its name; start with another service.state")
+            if topic_id:
+                connection.refuse_another_topic(topic, self._topic_ids.setdefault(topic, topic_id), topic_id)
         if self._inquiry.keys <= self._placed:      # its ends have been used
             self._inquiry = None
 
@@ -304,7 +305,8 @@ class LibrdkafkaSource:
         topics, placed = inquiry.topics(), len(self._placed)
         for key, (first, last) in sorted(inquiry.ends().items()):
             if key[0] in self._topic_ids and topics.get(key[0]) is None:
-                continue                            # whether it is the topic that was read, is not known
+                self._unnamed = key[0]              # whether it is the topic that was read, is not known
+                continue
             is_new = self._kafka.start == "earliest" or key[0] in self._counted
             wanted = self._next.get(key, first if is_new else self._latest.get(key, first))
             if wanted > last:
@@ -323,6 +325,7 @@ class LibrdkafkaSource:
         if len(self._placed) > placed:
             self._assign()
         if not new <= self._placed:
+            self._why_unnamed = inquiry.failure()
             log.debug("Offsets were not told, trying again.", extra={"error": inquiry.failure()})
             self._retry_at, self._inquiry = now + _RETRY_SECONDS, None
         return lost
@@ -371,6 +374,8 @@ class LibrdkafkaSource:
             self._connected_at = time.monotonic()
         absent = sorted(self._absent)
         why = (f"topic {absent[0]!r} does not exist (any more)" if absent else
+               f"the id of topic {self._unnamed!r} was not told: {self._why_unnamed}"
+               if any(topic == self._unnamed for topic, _ in set(assigned) - self._placed) else
                standing.lack(set(assigned) - self._held, self._client.told.failed or "not connected"))
         if standing.timed_out >= 2 and self._fetch_bytes > _FETCH_BYTES_MIN:
             self._fetch_bytes = max(self._fetch_bytes // 8, _FETCH_BYTES_MIN)

@@ -345,7 +345,8 @@ class Inquiry:
 
     def failure(self) -> str:
         """Why an answer is lacking; empty where none is."""
-        failed = (one.exception() for one in (*self._first.values(), *self._end.values()))
+        asked = (*self._first.values(), *self._end.values(), *self._topics.values())
+        failed = (one.exception() for one in asked if one.done())
         return next((str(error)[:200] for error in failed if error is not None), "")
 
     def topics(self) -> dict[str, str | None]:
@@ -356,8 +357,8 @@ class Inquiry:
                 continue
             if (error := future.exception()) is None:
                 topic_id = future.result().topic_id
-                bits = topic_id and (topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits())
-                found[topic] = str(topic_id) if bits and any(bits) else ""
+                halves = (topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits()) if topic_id else ()
+                found[topic] = connection.shown_id(b"".join((half % 2**64).to_bytes(8) for half in halves))
             elif error.args and getattr(error.args[0], "code", int)() == self._kinds.UNKNOWN_TOPIC_OR_PART:
                 found[topic] = None
         return found

@@ -56,6 +56,7 @@ TOPIC_OPTIONS = {
 }
 _POLL_MS = 200
 _LOOKUP_MS = 900
+_TOLD_SECONDS = 20.0                                # a wait of longer than this is told of, so often
 _RIGHTS = "WRITE and DESCRIBE on the transactional id and on the topic, and READ on the group"
 _CALL_SECONDS = 15.0                                # for what the client library waits for without a limit of its own
 
@@ -254,6 +255,7 @@ class ReplicaSource(KafkaSource):
         self._known: set[ClientPartition] = set()
         self._moved: dict[TopicPartition, tuple[int, str] | None] | None = None
         self._topics = list(topics)
+        self._waits_since = self._told_at = 0.0     # for the group's offsets
         super().__init__(kafka, topics, wait_seconds=wait_seconds)
 
     def moved(self) -> dict[TopicPartition, tuple[int, str] | None] | None:
@@ -312,8 +314,10 @@ class ReplicaSource(KafkaSource):
         try:
             found = {key: self._consumer.committed(key, metadata=True, timeout_ms=_LOOKUP_MS) for key in sorted(everything)}
         except KafkaError as error:                 # a transaction of the one before us is still open, perhaps
+            self._tell_of_waiting(error)
             self._wait_out(error)
             return {}
+        self._waits_since = 0.0
         for key, committed in found.items():
             self._next.pop(key, None)
             if committed is not None:
@@ -327,6 +331,16 @@ class ReplicaSource(KafkaSource):
         self._moved = {(key.topic, key.partition): None if committed is None else (committed.offset, str(committed.metadata))
                        for key, committed in found.items()}
         return lost
+
+
+    def _tell_of_waiting(self, error: KafkaError) -> None:
+        """Say that the group's offsets are not told, where that lasts for longer than any transaction does."""
+        now = time.monotonic()
+        self._waits_since = self._waits_since or now
+        if min(now - self._waits_since, now - self._told_at) > _TOLD_SECONDS:
+            self._told_at = now
+            log.warning("Nothing can be counted until the group's offsets are told; does kafka-transactions.sh find-hanging name "
+                        "a transaction?", extra={"seconds": round(now - self._waits_since), "error": str(error)})
 
 
 class StateReader:
@@ -353,9 +367,9 @@ class StateReader:
             client_log.close()
 
     def position(self) -> int:
-        """The offset behind everything that was read."""
+        """The offset behind everything that was read; -1 while the broker has not said where the partition begins."""
         try:
-            return int(self._consumer.position(self._key, timeout_ms=5000))
+            return -1 if (found := self._consumer.position(self._key, timeout_ms=5000)) is None else int(found)
         except KafkaError as error:
             raise self._lost(error) from None
 

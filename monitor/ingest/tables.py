@@ -6,8 +6,8 @@ so that a reference made here has the bins that the same values fall into later:
 number, an empty cell is missing, times are times and no numbers. Lists of numbers are vectors where all have one length;
 other lists, and bytes, are no columns.
 
-Memory: the data set once as columns. Errors name the file and, where it has lines, the line. Neighbours: `files` and
-`columnar` read the same formats as a stream.
+Memory: the data set once as columns. Errors name the file and, where it has lines, the line. Neighbours: `span` reads
+the topic, `files` and `columnar` read the same formats as a stream.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from detectors.embedding import vectors
 from monitor.errors import ConfigError, SourceFailed
 from monitor.ingest.columnar import _MISSING_TEXTS as MISSING_TEXTS
+from monitor.ingest.columnar import _plain as bare
 from monitor.ingest.columnar import is_list
 from monitor.ingest.files import file_format
 from monitor.ingest.values import TRUTH, category_text
@@ -40,6 +42,7 @@ Values = NDArray[Any] | list[Any]
 DEPTH_MAX = 8
 #: Whole numbers from here on are no float64; JSON may hold them.
 _WHOLE_MAX = 2**1023
+_DOCUMENT = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,18 @@ def from_documents(documents: Iterable[Mapping[str, Any]]) -> DataSet:
         if values is not None:
             columns[name] = values
     return DataSet(columns, {name: path for name, path in paths.items() if name in columns and path != _escaped(name)})
+
+
+def from_batches(where: str, batches: Iterable[pa.RecordBatch]) -> DataSet:
+    """The record batches of Arrow messages, in order; a column that a schema lacks is missing there.
+
+    As in the stream the last of two columns of one name counts. Batches of one schema that follow one another cost as one.
+    """
+    parts = []
+    for schema, run in groupby(batches, key=lambda batch: batch.schema):
+        last = {name: place for place, name in enumerate(schema.names)}
+        parts.append(_from_table(where, pa.Table.from_batches(list(run)).select(sorted(last.values()))))
+    return _joined(parts) if parts else DataSet({})
 
 
 def as_kind(name: str, values: Values, kind: str) -> Any:
@@ -176,25 +191,29 @@ def _csv(path: Path) -> pa.Table:
 
 
 def _documents(path: Path, lines: Iterable[bytes]) -> Iterator[Mapping[str, Any]]:
-    decode = msgspec.json.Decoder(dict[str, Any]).decode
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            try:
-                document = decode(line)
-            except msgspec.DecodeError:
-                if b"NaN" not in line:
-                    raise
-                document = json.loads(line)             # the one deviation from JSON that the stream takes, too
-                if not isinstance(document, dict):
-                    raise ValueError("another value") from None
-            _refuse_huge(document)
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            yield as_document(line)
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path}: line {number}: expected a JSON object on one line, got: {str(error)[:120]}; "
                 "mend or remove it") from None
-        yield document
+
+
+def as_document(text: bytes) -> dict[str, Any]:
+    """The JSON object in some bytes, NaN included; ValueError or RecursionError for anything else."""
+    try:
+        document = _DOCUMENT(text)
+    except msgspec.DecodeError as error:
+        if b"NaN" not in text:
+            raise ValueError(str(error)) from None
+        document = json.loads(text)                     # the one deviation from JSON that the stream takes, too
+        if not isinstance(document, dict):
+            raise ValueError("another value") from None
+    _refuse_huge(document)
+    return document
 
 
 def _refuse_huge(document: Mapping[str, Any]) -> None:
@@ -205,11 +224,12 @@ def _refuse_huge(document: Mapping[str, Any]) -> None:
             raise ValueError("a whole number of more than 308 digits")
 
 
-def _from_table(path: Path, table: pa.Table, *, cells: bool = False, text: Collection[str] = ()) -> DataSet:
+def _from_table(path: Path | str, table: pa.Table, *, cells: bool = False, text: Collection[str] = ()) -> DataSet:
     columns: dict[str, Values] = {}
     paths: dict[str, str] = {}
 
     def add(name: str, where: str, array: pa.ChunkedArray, depth: int) -> None:
+        array = bare(array)
         if pa.types.is_struct(array.type) and depth < DEPTH_MAX:
             for index in range(array.type.num_fields):
                 key = array.type.field(index).name
@@ -234,6 +254,8 @@ def _values(array: pa.ChunkedArray) -> Values | None:
     kind = array.type
     if pa.types.is_dictionary(kind):
         array, kind = array.cast(kind.value_type), kind.value_type
+    if pa.types.is_string_view(kind):
+        array, kind = array.cast(pa.large_string()), pa.large_string()
     if pa.types.is_decimal(kind) or pa.types.is_floating(kind) or (pa.types.is_integer(kind) and array.null_count):
         return np.asarray(array.cast(pa.float64(), safe=False).to_numpy())
     if pa.types.is_integer(kind):

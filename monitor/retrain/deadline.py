@@ -5,7 +5,8 @@ that holds it back, so the wait is counted here: `queued_since` while it lasts, 
 are stored with the launch, so a restart forgets nothing. Where the launcher has a `queue_hours`, the deadline does not count
 the wait; where it has none (a local process), there is no queue.
 
-Pure functions of the launch and the wall clock. Neighbour: `launch`, which ends a job whose time is over.
+Pure functions of the launch and of its own time (`own_time`): the wall clock as it was set when the launch began, which goes
+on evenly however often the machine's clock is set meanwhile. Neighbour: `launch`, which ends a job whose time is over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from monitor import config
 from monitor.flow import JobStatus, Launch, LaunchState
 
 QUEUED = "queued"
+
+
+def own_time(launch: Launch, steady: float) -> float:
+    """Now in the launch's own time, in which its steps, waits and limits are; `steady` leaves out what the clock was set by."""
+    return steady + launch.clock_set
 
 
 def with_wait(launch: Launch, status: JobStatus, now: float) -> Launch:

@@ -19,6 +19,9 @@ shorter so that many services do not knock together; one that fails for good end
 the launcher no longer knows is judged by what it left, or failed: never taken for a success by itself. What the other side
 stores of a launch after it has ended, because a request to start hung somewhere, is ended by `strays`.
 
+Every time here is the launch's own (`deadline.own_time`), which does not jump when the machine's clock is set: polls,
+backoff, patience, deadlines, the weeks of `collect_events`, a shadow's hours, a canary's and a confirmation's.
+
 Cost: nothing while no launch is open. The calls block the loop, so each has its own time limit in its launcher, and
 only one step per launch is taken per turn. Neighbours: `trigger` makes launches, the pipeline calls `advance`.
 """
@@ -37,7 +40,7 @@ from monitor import config
 from monitor.errors import CheckpointRefused, LaunchFailed, TidemarkError
 from monitor.flow import FINAL_STATES, Launch, Launcher, LaunchState
 from monitor.retrain import challenger
-from monitor.retrain.deadline import over, with_wait
+from monitor.retrain.deadline import over, own_time, with_wait
 from monitor.retrain.ledger import Ledger
 from monitor.retrain.promote import (
     ROLLBACK,
@@ -121,15 +124,17 @@ class Retraining:
     def advance(self, now: float, captured: Captured) -> list[Launch]:
         """Take every open launch on by at most one step; returns those that changed, as they are now.
 
-        now : wall-clock seconds since 1970       captured : labelled events kept since the launch's alarm began
+        now      : seconds since 1970 without what the clock was set by (`SetClock.steady`)
+        captured : labelled events kept since the launch's alarm began
         Called after the checkpoint was committed, so that a launch in hand is a launch that is stored.
         """
-        self._now = now
+        self._now = steady = now
         moved = []
         for launch in self.ledger.unfinished():
             if launch.state == "proposed" or launch.model not in self.policies:
                 continue                                    # waits for a person, or for its monitor to come back
-            # The upper bound forgives a wall clock that was set back.
+            now = own_time(launch, steady)
+            # The upper bound forgives a clock that was set back while we were off.
             if 0 < launch.retry_at - now <= BACKOFF_SECONDS_MAX:
                 continue
             try:
@@ -143,7 +148,7 @@ class Retraining:
                 self._polled.pop(launch.id, None)
                 self._looked.pop(launch.id, None)
                 self._misses.pop(launch.id, None)
-        self._strays.end(self.launchers, now)
+        self._strays.end(self.launchers, steady)
         return moved
 
     def take_reference(self, launch: Launch) -> Reference | None:
@@ -300,11 +305,12 @@ class Retraining:
                    previous_model_uri=done.previous_model_uri)
 
     def roll_back(self, model: str, version: str, to: str, *, by: str, why: str, at: float, now: float,
-                  uris: Callable[[str], str]) -> Launch:
+                  uris: Callable[[str], str], clock_set: float = 0.0) -> Launch:
         """Note that a model goes back to an earlier version; the next turns carry it out, as they do a promotion.
 
         version : the champion now      to : where to, "" for the one before it       at : event time, seconds since 1970
         uris    : where the model of a version is, "" where that is not known         now : wall-clock seconds since 1970
+        clock_set : what the clock has been set by until then
         Asking for the same again while it is under way changes nothing. Raises TidemarkError when it cannot be.
         """
         policy = self.policies.get(model)
@@ -313,6 +319,8 @@ class Retraining:
                                 "hand and set the monitor's version and reference")
         launch = rolled_back(self.ledger.of_model(model), model, version, to, by=by, why=why, at=at, now=now,
                              uris=uris, kept=self._kept)
+        if launch.id not in self.ledger.launches:
+            launch = dataclasses.replace(launch, clock_set=clock_set)
         self.ledger.put(launch)
         return launch
 

@@ -13,7 +13,8 @@ reason of its no; a dry run and `tidemark explain` show them all, so that both s
 
 Everything is computed from the launches in the ledger, never counted beside them, and in event time, so that a replay
 gives the same answers. Two of them know the wall clock through a launch's steps, because what they bound happens there:
-what is in flight, and the GPU hours of a training that has ended. One that has not ended counts its whole deadline.
+what is in flight, and the GPU hours of a training that has ended. One that has not ended counts its whole deadline. Steps of
+one launch are in its own time (`deadline`), so their differences are hours that passed, however the clock was set.
 
 Cost: one look at a model's launches per question. Neighbours: `trigger` asks, `monitor.blackout` knows the hours.
 """

@@ -9,9 +9,9 @@ many in event time; a last time when `hours` are over. Looking often at an inter
 challenger in that is no better, sooner or later: so the looks share the 5 %, a half, a sixth, a twelfth ... of it each
 (1 / ((j + 1)(j + 2)), which sums to 1), and all of them together miss in at most 5 %.
 
-The launch stays `judged`; its progress says how far the shadow is. `shadow_at` (wall clock) and `shadow_since` (event time)
-are saved before serving is told, and telling is repeated without effect: a restart goes on where it was. Serving is told that
-the shadow is over before the verdict is saved.
+The launch stays `judged`; its progress says how far the shadow is. `shadow_at` (the launch's own time) and `shadow_since`
+(event time) are saved before serving is told, and telling is repeated without effect: a restart goes on where it was. Serving
+is told that the shadow is over before the verdict is saved.
 
 Cost: nothing while no launch is in shadow; then the captured events since it began are read once a minute, three columns of
 them. Neighbours: `launch` asks before it promotes, `promotions` tell serving, `state.capture` gives the events.

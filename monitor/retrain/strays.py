@@ -21,6 +21,7 @@ from collections.abc import Mapping
 
 from monitor.errors import LaunchFailed
 from monitor.flow import FINAL_STATES, Launch, Launcher
+from monitor.retrain.deadline import own_time
 from monitor.retrain.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Strays:
             self._looked[launch.id] = now
 
     def _is_due(self, launch: Launch, now: float) -> bool:
-        ended = now - launch.steps[-1][1]
+        ended = own_time(launch, now) - launch.steps[-1][1]
         if 0 <= ended < LOOK_SECONDS_MIN:
             return False                            # what was cancelled in this turn is given its time to end
         every = LOOK_SECONDS_MIN if 0 <= ended < RECENT_SECONDS else LOOK_SECONDS_MAX
@@ -75,4 +76,5 @@ def _is_watched(launch: Launch, now: float) -> bool:
     """Whether something was asked for, nobody follows it any more, and that is not long ago."""
     is_over = launch.state in FINAL_STATES or launch.state in ("succeeded", "judged")
     was_asked = any(state == "submitted" for state, _ in launch.steps)
-    return launch.launcher in REMOTE and is_over and was_asked and abs(now - launch.steps[-1][1]) < WATCHED_SECONDS
+    since = own_time(launch, now) - launch.steps[-1][1]
+    return launch.launcher in REMOTE and is_over and was_asked and abs(since) < WATCHED_SECONDS

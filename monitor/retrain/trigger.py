@@ -5,8 +5,8 @@
 
 The first question that is answered with no is the decision's reason, from a closed list (`metrics.DECISION_REASONS`).
 All times here are *event time* (the alarm's `at`): read again after a crash, or replayed from a file in seconds, the same
-alarms give the same decisions. Wall-clock time labels a launch's steps and the audit trail for people, and ends a
-proposal that nobody answered.
+alarms give the same decisions. Wall-clock time labels a launch's steps and the audit trail for people. A proposal that
+nobody answered ends in its own time (`deadline.own_time`): a clock that is set meanwhile neither ends nor keeps it.
 
 Somebody may ask without an alarm: a person at once, so that patience (cooldown, learning) is not asked of them, and a
 program (Alertmanager) as an alarm does. Both meet the limits; a person may set them aside, except that a model has one
@@ -28,7 +28,7 @@ import dataclasses
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -39,6 +39,7 @@ from monitor.decisions import ALERTMANAGER, NOBODY, Action, Entry, Limit, Policy
 from monitor.errors import TidemarkError
 from monitor.flow import Alarm, Clock, Launch, LaunchState, Mover, TopicPartition
 from monitor.metrics import DECISION_REASONS, WAITING_REASONS
+from monitor.retrain.deadline import own_time
 from monitor.retrain.ledger import Decision, Ledger, launch_id, was_rejected
 from monitor.retrain.limits import (
     REPLAYED,
@@ -99,10 +100,11 @@ class Trigger:
     """
 
     def __init__(self, policies: Mapping[str, config.Retrain], ledger: Ledger, *, clock: Clock = time.time,
-                 launches_max: int = config.Limits().launches) -> None:
+                 launches_max: int = config.Limits().launches, set_by: Callable[[], float] = lambda: 0.0) -> None:
+        """Put the parts together; `set_by` says what the clock has been set by until it was last asked."""
         self.policies = policies
         self.ledger = ledger
-        self.clock = clock
+        self.clock, self._set_by = clock, set_by
         self.limits = Limits(policies, ledger, launches_max)
         self._waiting: dict[str, Decision] = {}     # model -> its latest answer to an alarm, when that was a no for now
 
@@ -251,13 +253,13 @@ class Trigger:
         return self._answered(found, "refused", "reject", by, why, f"rejected by hand{_because(why)}")
 
     def expire(self) -> list[Launch]:
-        """End the proposals that nobody has answered in time, which is wall-clock time; returns them as they are now."""
+        """End the proposals that nobody has answered in time, which is their own; returns them as they are now."""
         ended = []
         for launch in self.ledger.unfinished():
             policy = self.policies.get(launch.model)
             if launch.state != "proposed" or policy is None:
                 continue
-            if self.clock() - launch.steps[0][1] >= policy.approval_hours * 3600:
+            if self._own_time(launch) - launch.steps[0][1] >= policy.approval_hours * 3600:
                 words = f"expired: nobody answered within {policy.approval_hours:g} hours (retrain.approval_hours)"
                 ended.append(self._answered(launch, "refused", "expire", NOBODY, "", words))
         return ended
@@ -329,7 +331,7 @@ class Trigger:
             id=launch_id(model, version, episode, key), model=model, version=version, episode=episode,
             launcher=str(policy.launcher.__struct_config__.tag), state=steps[-1][0],
             reason=reason_json(alarm, at, by, why), steps=steps, decided_at=at, key=key, by=by, why=why,
-            gpus=gpus(policy.launcher), deadline_hours=policy.launcher.deadline_hours,
+            gpus=gpus(policy.launcher), deadline_hours=policy.launcher.deadline_hours, clock_set=self._set_by(),
             offsets={f"{topic}:{partition}": offset for (topic, partition), offset in sorted(offsets.items())})
         self.ledger.put(launch)
         return launch
@@ -349,11 +351,15 @@ class Trigger:
 
     def _answered(self, launch: Launch, state: LaunchState, action: Action, by: str, why: str, detail: str = "") -> Launch:
         """A proposal that somebody, or time, has answered; with its line of the audit trail."""
-        moved = dataclasses.replace(launch, state=state, steps=(*launch.steps, (state, self.clock())), detail=detail)
+        moved = dataclasses.replace(launch, state=state, steps=(*launch.steps, (state, self._own_time(launch))), detail=detail)
         self.ledger.put(moved)
         self._audit(Entry(self.clock(), action, by, launch.model, launch.id, why,
                           words=f"launch {launch.id} is {_said(moved)}"))
         return moved
+
+    def _own_time(self, launch: Launch) -> float:
+        now = self.clock()
+        return own_time(launch, now - self._set_by())
 
     def _audit(self, entry: Entry) -> None:
         self.ledger.note(dataclasses.replace(entry, by=entry.by[:NAME_MAX], why=entry.why[:WORDS_MAX], key=entry.key[:NAME_MAX],

@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from detectors.coded import Coded
 from detectors.profile import Profile
 from detectors.reference import Reference
+from monitor.errors import SourceFailed
 from monitor.flow import Batch, Clock, Columns, Refusal, Rows, Sample, TopicPartition, Window
 from monitor.state.notes import Notes, category_rows, closed_with, note_refusals, note_unseen
 from monitor.state.sample import Sampling, draw, in_time_order
@@ -88,6 +89,7 @@ class Stream:
     histograms_only: bool = False                   # no value is kept: no rows, and no names of levels
     samples: dict[int, Sample] = field(default_factory=dict)            # of the open panes
     notes: dict[int, Notes] = field(default_factory=dict)               # of the open panes; NO_PANE: before the first event
+    topic_ids: dict[str, str] = field(default_factory=dict)             # of the topics that the positions are of, where told
 
     def successor(self, version: str, reference: Reference) -> Stream:
         """The stream of the model's next version: no panes yet, at the offsets that this one has reached."""
@@ -95,7 +97,7 @@ class Stream:
                      for key, position in self.positions.items()}
         return Stream(self.model, version, self.topic, reference, self.pane_ms, self.lateness_ms, positions,
                       outcomes=self.outcomes, late=self.late, waiting=self.waiting, ahead=self.ahead, sampling=self.sampling,
-                      histograms_only=self.histograms_only)
+                      histograms_only=self.histograms_only, topic_ids=dict(self.topic_ids))
 
     def watermark(self, idle: frozenset[TopicPartition], assigned: frozenset[TopicPartition]) -> int:
         """Event time, in milliseconds, up to which we believe to have seen everything; -1 when nothing is known."""
@@ -146,6 +148,7 @@ class Panes:
                 else:
                     parts.append(rows)
             self._take(stream, parts)
+            _name_topic(stream, batch.topic_ids.get(stream.topic))
 
     def closed(self) -> Iterator[Window]:
         """Every pane that event time has passed, oldest first, each exactly once."""
@@ -302,6 +305,16 @@ class Panes:
     def _idle(self) -> frozenset[TopicPartition]:
         now = self._clock()
         return frozenset(key for key, since in self._silent_since.items() if now - since >= self._idle_seconds)
+
+
+def _name_topic(stream: Stream, topic_id: str | None) -> None:
+    """Note the id of the topic that the stream's positions are of; SourceFailed where they are of another one of its name."""
+    topic = stream.topic
+    if topic_id is None or not any(key[0] == topic for key in stream.positions):
+        return
+    if (known := stream.topic_ids.setdefault(topic, topic_id)) != topic_id:
+        raise SourceFailed(f"kafka topic {topic!r}: expected the topic that model {stream.model} was counted from ({known}), got "
+                           f"another one that was made under its name ({topic_id}); start with another service.state")
 
 
 def _between(rows: Rows, first: int, following: int) -> Rows:

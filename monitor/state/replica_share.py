@@ -44,7 +44,7 @@ class Share(msgspec.Struct, frozen=True, tag="share", array_like=True):
     """Counts of one model by one replica.
 
     positions : partition -> (offset from which, offset up to which it counts, clock, refused in a row at its end); -1: not known
-    silent    : partition -> wall-clock time since which it has nothing more to read; -1 where it speaks
+    silent    : partition -> since when it has nothing more to read, by the replica's own clock; -1 where it speaks
     panes     : pane -> counts      notes : pane -> what is noted      samples : pane -> sampled rows      late : late events
     """
 
@@ -167,16 +167,18 @@ class Counting:
 
     streams : one per model, with its reference and sampling      captured : model -> (columns to keep, share of the events)
     open_panes_max : panes that a partition may be ahead of the slowest one, before its reading is held
+    retell_seconds : that a partition is still silent is told again so often: an owner that is new has not heard of it
     """
 
     def __init__(self, streams: Sequence[Stream], captured: Mapping[str, tuple[Collection[str], float]], *, clock: Clock,
-                 open_panes_max: int) -> None:
+                 open_panes_max: int, retell_seconds: float = 30.0) -> None:
         self.refusals: list[Refusal] = []
         self._models = [(stream.model, stream.version, stream.topic, stream.pane_ms) for stream in streams]
         self._fresh = {stream.model: stream for stream in streams}
         self._captured, self._clock, self._open_panes_max = captured, clock, open_panes_max
         self._begun: dict[str, dict[TopicPartition, int]] = {}
         self._told: dict[TopicPartition, float] = {}        # what the owners were told of silent partitions
+        self._retell_seconds, self._retell_at = retell_seconds, 0.0
         self._retried: dict[str, int] = {}
         self._panes = self._new_panes({})
         self.begin({})
@@ -224,8 +226,8 @@ class Counting:
             begun = self._begun[model]
             positions = {key[1]: (begun.get(key, -1), one.next_offset, one.clock, one.in_a_row)
                          for key, one in stream.positions.items() if one.next_offset != begun.get(key)}
-            told = {key[1]: since for key, since in silent.items()
-                    if key[0] == stream.topic and self._told.get(key, 0.0) != since}
+            told = {key[1]: since for key, since in silent.items() if key[0] == stream.topic and (
+                self._told.get(key, 0.0) != since or (since >= 0 and self._clock() >= self._retell_at))}
             if positions or told:
                 yield model, Share(
                     model, stream.version, stream.reference.digest, stream.topic, positions, told,
@@ -248,6 +250,8 @@ class Counting:
     def committed(self) -> None:
         """What was given away is no longer ours."""
         self._told = self._silent()
+        if self._clock() >= self._retell_at:
+            self._retell_at = self._clock() + self._retell_seconds
         self._retried = {}
         positions = {model: stream.positions for model, stream in self._panes.streams.items()}
         for model in list(self._panes.streams):
@@ -322,6 +326,7 @@ class MergedPanes(Panes):
         super().__init__(streams, **options)
         self._fresh = fresh
         self._strange: set[str] = set()
+        self._heard: dict[TopicPartition, float] = {}       # partition -> the silence that its replica last told
 
     def add(self, batch: Batch, decoded: Sequence[Rows]) -> None:
         """Take in the shares that came with this turn."""
@@ -347,10 +352,13 @@ class MergedPanes(Panes):
                     "service.replicas.topic and another kafka.group")
             stream.positions[key] = Position(following, clock, in_a_row)
         for partition, since in share.silent.items():
-            if since < 0:
-                self._silent_since.pop((share.topic, partition), None)
-            else:
-                self._silent_since[share.topic, partition] = since
+            # The replica's clock is not ours: what it says names a silence, and we measure since when we know of it.
+            key = (share.topic, partition)
+            if since < 0 or self._heard.get(key) != since:
+                self._silent_since.pop(key, None)
+            self._heard[key] = since
+            if since >= 0:
+                self._silent_since.setdefault(key, self._clock())
         stream.outcomes.update(share.outcomes)
         stream.late += share.late
         if share.digest != stream.reference.digest:

@@ -44,7 +44,7 @@ TABLES: Mapping[str, tuple[tuple[str, ...], bool]] = {
 }
 ROW, SHARE, REFERENCE = b"row/", b"share/", b"reference/"
 #: Of `meta`, what is told to the next owner; the rest is about the file itself.
-_TOLD = ("checks:", "shared:", "judged:")
+_TOLD = ("checks:", "shared:", "judged:", "clock")
 _decoder = msgspec.msgpack.Decoder(dict[str, Any])
 
 Changes = Sequence[tuple[bytes, bytes | None]]

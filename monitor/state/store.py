@@ -143,7 +143,7 @@ class Store:
         stream.last_decided, stream.origin = counters.last_decided, counters.origin
         stream.decided_panes, stream.decided_events = counters.decided_panes, counters.decided_events
         stream.late, stream.outcomes = counters.late, Counter(counters.outcomes)
-        stream.notes = counters.notes
+        stream.notes, stream.topic_ids = counters.notes, counters.topic_ids
         stream.positions = {
             (topic, partition): Position(next_offset, clock, counters.in_a_row.get(f"{topic}:{partition}", 0))
             for topic, partition, next_offset, clock in self._db.execute(
@@ -203,7 +203,7 @@ class Store:
             stream.last_decided, stream.origin, stream.decided_panes, stream.decided_events, stream.late,
             {name: count for name, count in sorted(stream.outcomes.items()) if count}, stream.notes,
             {f"{topic}:{partition}": position.in_a_row for (topic, partition), position in stream.positions.items()
-             if position.in_a_row},
+             if position.in_a_row}, stream.topic_ids,
         )
         db.execute(
             "INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -227,6 +227,13 @@ class Store:
                 "DELETE FROM panes WHERE model = ? AND version = ? AND segment = ? AND decided = 1 AND pane < ?",
                 (stream.model, stream.version, SEGMENT, stream.last_decided - KEPT_PANES),
             )
+
+    def forget_topic_ids(self) -> None:
+        """Take the stored offsets for those of whatever topics have the names now: for topics mirrored with their offsets."""
+        with self.transaction() as db:
+            for model, document in db.execute("SELECT model, counters FROM streams").fetchall():
+                counters = msgspec.structs.replace(stored(document, Counters), topic_ids={})
+                db.execute("UPDATE streams SET counters = ? WHERE model = ?", (msgspec.json.encode(counters).decode(), model))
 
     def restore_samples(self, db: sqlite3.Connection, stream: Stream) -> list[tuple[int, Sample, int]]:
         """Fill in the sampled rows of the open panes; those of the decided panes that are looked back at, oldest first.

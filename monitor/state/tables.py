@@ -66,6 +66,7 @@ class Counters(msgspec.Struct):
     outcomes: dict[str, int]
     notes: dict[int, Notes] = msgspec.field(default_factory=dict)
     in_a_row: dict[str, int] = msgspec.field(default_factory=dict)         # "topic:partition" -> refused records
+    topic_ids: dict[str, str] = msgspec.field(default_factory=dict)        # topic -> the id that the positions are of
 
 
 class Captured(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ WAIT_SECONDS = 90
 #: - where a partition was placed, an empty part says where it goes on; so does one past markers and aborted records;
 #: - `kafka.start: latest` is the end when the source was made, and a partition added later begins at its beginning;
 #: - records that retention took are in `Batch.lost`, a log that was cut back or made anew is SourceFailed;
+#: - `Batch.topic_ids` are as Kafka's tools write them, and a topic with another id than `topic_ids=` says is SourceFailed;
 #: - away brokers, wrong passwords, corrupt bytes end no source that has read: empty batches with `away`, one log line;
 #: - `connection.METADATA_SECONDS`, `connection.REQUEST_SECONDS` and `outage.GRACE_SECONDS` are read when it is made.
 TRANSPORTS = {"kafka-python": KafkaSource, "librdkafka": LibrdkafkaSource}
@@ -25,7 +26,7 @@ class Reading:
     def __init__(self, source):
         self.source, self.batches = source, iter(source)
         self.offsets, self.values, self.lost, self.caught_up, self.next_offsets = {}, {}, {}, frozenset(), {}
-        self.longest_seconds, self.assigned, self.away = 0.0, frozenset(), ""
+        self.longest_seconds, self.assigned, self.away, self.topic_ids = 0.0, frozenset(), "", {}
 
     def until(self, condition, seconds=WAIT_SECONDS):
         end = time.monotonic() + seconds
@@ -48,7 +49,7 @@ class Reading:
             assert part.next_offset == part.offsets[-1] + 1
         for key, count in batch.lost.items():
             self.lost[key] = self.lost.get(key, 0) + count
-        self.assigned, self.caught_up, self.away = batch.assigned, batch.caught_up, batch.away
+        self.assigned, self.caught_up, self.away, self.topic_ids = batch.assigned, batch.caught_up, batch.away, batch.topic_ids
 
     def count(self):
         return sum(map(len, self.offsets.values()))

@@ -6,6 +6,7 @@ import pytest
 
 from monitor.config import Kafka
 from monitor.errors import SourceFailed
+from monitor.ingest.state_topic import ReplicaSource
 from tests.chaos_proxy import ChaosProxy
 from tests.conftest import wait_until
 from tests.integration.reading import Reading, has, numbers, quick
@@ -205,9 +206,73 @@ def test_a_topic_that_was_made_anew_under_its_name_is_refused_even_where_the_off
     assert "does not exist" in reading.away
     wait_until(lambda: _made(kafka_broker, topic), 30, "the topic being made anew")
     kafka_broker.produce(topic, numbers(100, 150))
-    with pytest.raises(SourceFailed, match=r"expected the topic that was read so far, got another one"):
+    with pytest.raises(SourceFailed, match=r"expected the topic that was read so far \(\S{22}\), got another one"):
         reading.until(lambda _: False)
     assert reading.count() == 5
+
+
+def test_a_topic_that_was_made_anew_while_nobody_read_is_refused_by_the_id_that_the_state_remembers(
+        kafka_broker, unique_name, opened):
+    topic, other = kafka_broker.create_topic(unique_name("topic")), kafka_broker.create_topic(unique_name("other"))
+    for name in (topic, other):
+        kafka_broker.produce(name, numbers(0, 5))
+    first = Reading(opened(quick(kafka_broker, unique_name("group")), [topic, other])).until(
+        lambda r: r.count() == 10 and len(r.topic_ids) == 2)
+    first.source.close()
+    known = first.topic_ids
+    assert known == {name: _shown_by_the_broker(kafka_broker, name) for name in (topic, other)}
+    kafka_broker.produce(other, numbers(5, 8))
+    again = opened(quick(kafka_broker, unique_name("group")), [topic, other], topic_ids=known)       # as it was: read on
+    again.seek(first.next_offsets)
+    assert Reading(again).until(has(3)).values == {(other, 0): numbers(5, 8)}
+    again.close()
+    kafka_broker.delete_topic(topic)
+    wait_until(lambda: _made(kafka_broker, topic), 30, "the topic being made anew")
+    kafka_broker.produce(topic, numbers(100, 150))
+    third = opened(quick(kafka_broker, unique_name("group")), [topic, other], topic_ids=known)
+    third.seek({(topic, 0): 5, (other, 0): 8})
+    reading = Reading(third)
+    with pytest.raises(SourceFailed, match=rf"topic '{topic}': expected the topic that was read so far \({known[topic]}\), got "
+                       rf"another one that was made under its name \({_shown_by_the_broker(kafka_broker, topic)}\); start with "
+                       "another service.state"):
+        reading.until(has(1))
+    assert reading.count() == 0
+
+
+def test_replicas_have_no_offset_in_a_topic_that_was_made_anew_so_that_their_owner_refuses_its_counts(kafka_broker, unique_name):
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.structs import OffsetAndMetadata
+
+    topic, group = kafka_broker.create_topic(unique_name("topic")), unique_name("group")
+    kafka_broker.produce(topic, numbers(0, 5))
+    key = TopicPartition(topic, 0)
+
+    def placed():
+        source = ReplicaSource(quick(kafka_broker, group), [topic])
+        try:
+            found = []
+            Reading(source).until(lambda _: found.append(source.moved()) or found[-1])
+            return found[-1]
+        finally:
+            source.close()
+
+    with KafkaConsumer(bootstrap_servers=kafka_broker.bootstrap_servers, group_id=group) as consumer:
+        consumer.assign([key])
+        consumer.commit({key: OffsetAndMetadata(5, "m=1,0", -1)})
+    assert placed() == {(topic, 0): (5, "m=1,0")}
+    kafka_broker.delete_topic(topic)
+    wait_until(lambda: _made(kafka_broker, topic), 30, "the topic being made anew")
+    kafka_broker.produce(topic, numbers(0, 50))
+    assert placed() == {(topic, 0): None}
+
+
+def _shown_by_the_broker(broker, topic):
+    """The id as librdkafka has it, in the letters of Kafka's own tools."""
+    from confluent_kafka import TopicCollection
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    return str(admin.describe_topics(TopicCollection([topic]))[topic].result(30).topic_id).translate(str.maketrans("+/", "-_"))
 
 
 def _made(broker, topic):

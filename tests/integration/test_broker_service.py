@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from monitor.state.store import Store
 from tests.chaos_proxy import ChaosProxy
-from tests.conftest import wait_until
+from tests.conftest import package, wait_until
 from tests.crash import world
 from tests.integration.test_run import Service, produce
 
@@ -70,6 +71,63 @@ def test_records_that_retention_took_while_it_was_down_stand_in_log_metric_and_a
     assert service.topic in line
     (monitor,) = json.loads(service.get("/api/v1/monitors")[1])["monitors"]
     assert monitor["lost"] == 5
+
+
+@pytest.mark.parametrize(("first", "second"), [("kafka-python", "librdkafka"), ("librdkafka", "kafka-python")])
+def test_a_topic_made_anew_while_it_was_down_ends_it_and_a_state_that_knows_no_ids_learns_them_from_either_transport(
+        tmp_path, kafka_broker, unique_name, first, second):
+    package("confluent_kafka")
+    topic = kafka_broker.create_topic(unique_name("topic"), world.PARTITIONS)
+    produce(kafka_broker, topic)
+    service = Service(tmp_path, kafka_broker.bootstrap_servers, topic)
+    path = tmp_path / "state.db"
+
+    def begun(transport):
+        service.change(lambda tree: tree["kafka"].update(transport=transport))
+        return service.start()
+
+    def ids():
+        found = world.state(tmp_path)
+        return found["counters"][0].get("topic_ids") if found else None
+
+    try:
+        begun(first).read_up_to(TOTAL)
+        wait_until(ids, 180, "the topic's id in the state")
+        assert service.end() == 0
+        known, counters = ids(), world.state(tmp_path)["counters"]
+        assert list(known) == [topic]
+        store = Store(path)
+        with store.transaction() as db:             # as a version left it that knew of no ids
+            db.execute("UPDATE streams SET counters = json_remove(counters, '$.topic_ids')")
+        store.close()
+        assert ids() is None
+        begun(second)
+        wait_until(lambda: service.is_ready() and ids() == known, 180, "the same id, told by the other transport")
+        assert service.end() == 0
+        assert world.state(tmp_path)["counters"] == counters
+        kafka_broker.delete_topic(topic)
+        wait_until(lambda: _made(kafka_broker, topic), 60, "the topic being made anew")
+        for _ in range(2):                          # more than the offsets that are stored
+            produce(kafka_broker, topic)
+        before = world.state(tmp_path)
+        begun(first)
+        assert service.process.popen.wait(180) == 1
+        (line,) = lines_about(service, "expected the topic that was read so far")
+        assert f"({known[topic]}), got another one that was made under its name (" in line
+        assert line.endswith("start with another service.state")
+        assert world.state(tmp_path) == before
+    finally:
+        if service.process is not None:
+            service.process.stop()
+
+
+def _made(broker, topic):
+    from kafka.errors import TopicAlreadyExistsError
+
+    try:
+        return broker.create_topic(topic, world.PARTITIONS)
+    except TopicAlreadyExistsError:                 # its deletion is still under way
+        return None
 
 
 def _ends(broker, topic):

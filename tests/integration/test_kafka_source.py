@@ -1,6 +1,5 @@
 """KafkaSource on a real broker: nothing lost, nothing twice, and one clear line when it cannot be read."""
 
-import json
 import logging
 import socket
 import threading
@@ -13,7 +12,7 @@ from monitor.demo.broker import API_VERSION
 from monitor.errors import ConfigError, SourceFailed
 from monitor.flow import Refusal
 from monitor.ingest.deadletters import DeadLetters
-from monitor.ingest.kafka import KafkaSource, probe, read_span
+from monitor.ingest.kafka import KafkaSource, probe
 from tests.conftest import Stopwatch
 from tests.integration.reading import Reading, has, numbers, quick
 
@@ -302,17 +301,6 @@ def test_probe_tells_what_is_well_and_what_is_not(kafka_broker, unique_name, tmp
     assert checks[2][2] == "3 partitions, 4 records kept"
     refused = probe(secure(kafka_broker, tmp_path, "PLAIN", word="wrong"), [topic])
     assert [ok for _, ok, _ in refused] == [True, False]
-
-
-def test_a_span_is_the_newest_objects_in_the_order_of_time(kafka_broker, unique_name):
-    topic = kafka_broker.create_topic(unique_name("topic"), partitions=2)
-    kafka_broker.produce(topic, [b'{"n": 0}', b"not json", b'{"n": 2}', None], partition=0, times=[10, 20, 30, 40])
-    kafka_broker.produce(topic, [b'{"n": 1}', b'{"n": NaN}', b"[3]"], partition=1, times=[15, 35, 36])
-    kafka = Kafka(bootstrap_servers=[kafka_broker.bootstrap_servers])
-    told = []
-    spans = read_span(kafka, topic, 100, told.append)
-    assert [json.dumps(document) for document in spans] == ['{"n": 0}', '{"n": 1}', '{"n": 2}', '{"n": NaN}']
-    assert told[-1] == 4
 
 
 def test_dead_letters_reach_their_topic_with_headers(kafka_broker, unique_name, opened):

@@ -118,7 +118,7 @@ def test_doctor_names_each_right_that_is_lacking_and_the_rights_of_the_page_are_
     process = Process([sys.executable, "-m", "monitor.cli", "run", "-c", guarded_config], tmp_path / "log.txt",
                       env={**os.environ, "PYTHONFAULTHANDLER": "1"})
     try:
-        process.wait_said("Counting.", "Deciding.")
+        process.wait_said("Counting.", "Deciding.", timeout=300)
     finally:
         process.stop(20)
 

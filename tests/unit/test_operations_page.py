@@ -6,13 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from monitor.config import parse
-from monitor.errors import CheckpointRefused
+from monitor.errors import CheckpointRefused, SourceFailed
 from monitor.flow import Batch
 from monitor.ingest.source import MemorySource, records
 from monitor.service import build
@@ -109,14 +110,34 @@ def test_on_another_topic_the_version_its_windows_and_its_alarms_go_on(tmp_path)
     assert len(world.state(tmp_path)["alarms"]) >= alarms > 0
 
 
+def test_a_state_that_forgot_the_ids_goes_on_with_a_mirrored_topic_and_learns_its_id(tmp_path):
+    def with_id(topic_id, **options):
+        return service(tmp_path, replace(batches(**options), topic_ids={"t": topic_id}))
+
+    first = with_id("old", end=FIRST)
+    first.run()
+    first.close()
+    refused = with_id("mirrored")
+    with pytest.raises(SourceFailed, match=r"expected the topic that model m was counted from \(old\), got another one"):
+        refused.run()
+    refused.close()
+    subprocess.run(commands("forget_topic_ids", tmp_path), shell=True, check=True, timeout=60, cwd=ROOT)
+    again = with_id("mirrored")
+    assert set(again.stored_offsets().values()) == {FIRST}
+    again.run()
+    assert again.panes.streams["m"].topic_ids == {"t": "mirrored"}
+    again.close()
+
+
 def test_every_message_of_the_table_is_one_that_the_program_has():
     source = " ".join((ROOT / path).read_text(encoding="utf-8") for path in (
         "monitor/state/seal.py", "monitor/state/store.py", "monitor/service.py", "monitor/ingest/kafka.py", "monitor/sizing.py",
-        "monitor/state/capture.py"))
+        "monitor/state/capture.py", "monitor/ingest/connection.py"))
     for words in ("expected a whole state file, got damage", "expected a state file, got an empty one",
                   "expected the rows that tidemark sealed, got others", "a newer tidemark wrote it",
                   "got one that another tidemark process holds", "expected a state file that can be written, got",
                   "expected to go on at offset", "was the topic made anew?", "Retention overtook us.",
+                  "expected the topic that was read so far (",
                   "limits.memory_mb: expected at least", "Captured events dropped", "as they were counted"):
         assert words in PAGE, words
         assert words in source, words

@@ -1,12 +1,15 @@
 """The optional transport: its words for the client, what it says without the package, and how it reads on."""
 
 import sys
+import uuid
 
 import pytest
 
 from monitor.config import Kafka, Security
+from monitor.demo.broker import API_VERSION
 from monitor.errors import ConfigError, SourceFailed
-from monitor.ingest import librdkafka
+from monitor.ingest import connection, librdkafka, outage
+from monitor.ingest.kafka import KafkaSource
 from tests.conftest import package
 
 
@@ -72,6 +75,32 @@ def test_an_absent_topic_and_an_offset_beyond_the_end_are_one_line(broker):
             read(source, 1)
     finally:
         source.close()
+
+
+def test_without_an_id_the_fast_transport_waits_and_says_so_where_the_state_has_one_and_the_default_reads_on(
+        broker, monkeypatch):
+    """The broker in this process has no controller to ask for ids, and tells none in its metadata."""
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(outage, "GRACE_SECONDS", 0.5)
+    topic, known = broker.create_topic("t"), {"t": "mNz0XniERSOVCi1Zgmq_bw"}
+    fill(broker, topic, 0, 10, 1)
+    kafka = Kafka(bootstrap_servers=[broker.bootstrap_servers])
+    for source in (librdkafka.LibrdkafkaSource(kafka, [topic], topic_ids=known),
+                   KafkaSource(kafka, [topic], api_version=API_VERSION, topic_ids=known)):
+        try:
+            if isinstance(source, KafkaSource):
+                assert read(source, 10)[2].topic_ids == known
+                continue
+            away = next(batch for turn, batch in enumerate(source) if len(batch) or batch.away or turn > 120)
+            assert (len(away), away.away) == (0, "the id of topic 't' was not told: " + away.away.partition(": ")[2])
+            assert "controller" in away.away
+        finally:
+            source.close()
+
+
+def test_an_id_is_written_as_kafkas_tools_do_and_zeros_are_none():
+    assert connection.shown_id(uuid.UUID("98dcf45e-7884-4523-950a-2d59826abf6f").bytes) == "mNz0XniERSOVCi1Zgmq_bw"
+    assert connection.shown_id(bytes(16)) == connection.shown_id(b"") == ""
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

@@ -127,3 +127,48 @@ def test_bytes_that_are_no_share_are_refused_in_one_line():
         with pytest.raises(CheckpointRefused, match="expected a share of counts"):
             read(value)
     assert isinstance(read(packed(next(shared(rows_at([1]), {"x"}, 1.0)))), SharedRows)
+
+
+def test_a_partition_is_idle_by_the_owners_own_clock_whatever_the_replicas_says():
+    now, fresh = [5.0], []
+    replica = Counting([stream(REFERENCE)], {}, clock=lambda: 1.7e9, open_panes_max=EVERYTHING)
+    owner = MergedPanes([stream(REFERENCE)], fresh=lambda: fresh and [fresh.pop(0)], clock=lambda: now[0], idle_seconds=30.0)
+
+    def turn(*parts, caught_up=(0,)):
+        replica.add(batch((0,), caught_up), list(parts))
+        fresh.extend(sent(replica))
+        owner.add(batch((0,)), [])
+        return owner.silent_seconds("m"), owner._idle()
+
+    assert turn(rows_at(np.arange(0, 2_000, 10)))[1] == frozenset()
+    now[0] += 29.0
+    assert turn() == (29.0, frozenset())
+    now[0] += 1.0
+    assert turn() == (30.0, {(TOPIC, 0)})
+    assert turn(caught_up=()) == (None, frozenset())            # it has something to read again
+    now[0] += 7.0
+    assert turn() == (0.0, frozenset())
+
+
+def test_a_partition_that_stays_silent_is_told_of_again_for_an_owner_that_is_new():
+    now = [100.0]
+    replica = Counting([stream(REFERENCE)], {}, clock=lambda: now[0], open_panes_max=EVERYTHING, retell_seconds=30.0)
+
+    def told(caught_up=(0,)):
+        replica.add(batch((0,), caught_up), [])
+        messages = [message for _, message in replica.messages()]
+        if messages:
+            replica.committed()
+        return [message.silent for message in messages]
+
+    assert told() == [{0: 100.0}]
+    now[0] += 29.0
+    assert told() == []
+    now[0] += 1.0
+    assert told() == [{0: 100.0}]
+    now[0] += 1.0
+    assert told() == []
+    now[0] += 60.0
+    assert told(caught_up=()) == [{0: -1.0}]
+    now[0] += 60.0
+    assert told(caught_up=()) == []

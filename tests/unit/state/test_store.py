@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
-from monitor.errors import CheckpointRefused, StateInUse
+from monitor.errors import CheckpointRefused, SourceFailed, StateInUse
 from monitor.state.panes import Panes
 from monitor.state.sample import Sampling, to_bytes
 from monitor.state.seal import reseal
@@ -45,6 +46,47 @@ def test_a_stream_comes_back_as_it_was(path):
         pane: profile.digest() for pane, profile in before.open.items()}
     assert {pane: p.digest() for pane, p in store.decided(after, 129)} == {pane: p.digest() for pane, p in decided.items()}
     store.close()
+
+
+def test_the_ids_of_the_topics_come_back_with_the_positions_and_a_state_without_them_learns_them(path):
+    panes, ids = panes_of(REFERENCE), {TOPIC: "new", "other": "x"}
+
+    def saved():
+        store = Store(path)
+        with store.transaction() as db:
+            store.save_stream(db, panes.streams["m"], ("1", REFERENCE.digest), "{}", {})
+        after = stream(REFERENCE)
+        store.load(after)
+        store.close()
+        return after.topic_ids
+
+    panes.add(replace(batch(), topic_ids={TOPIC: "of an empty topic"}), [])
+    panes.add(batch(), [rows_at([100, 1200])])
+    assert saved() == {}                            # no position is of the first, and the second has no id
+    panes, store = panes_of(REFERENCE), Store(path)
+    with store.transaction() as db:                 # as a version wrote it that knew of none
+        db.execute("UPDATE streams SET counters = json_remove(counters, '$.topic_ids')")
+    store.load(panes.streams["m"])
+    store.close()
+    assert panes.streams["m"].positions
+    panes.add(replace(batch(), topic_ids=ids), [])
+    assert saved() == {TOPIC: "new"}
+    assert panes.streams["m"].successor("2", REFERENCE).topic_ids == {TOPIC: "new"}
+    store = Store(path)
+    store.forget_topic_ids()
+    store.close()
+    store = Store(path)                             # sealed as it is now
+    store.load(after := stream(REFERENCE))
+    store.close()
+    assert (after.topic_ids, after.positions) == ({}, panes.streams["m"].positions)
+
+
+def test_a_model_that_was_counted_from_another_topic_of_the_name_is_refused():
+    panes = panes_of(REFERENCE)
+    panes.add(replace(batch(), topic_ids={TOPIC: "first"}), [rows_at([100])])
+    panes.add(replace(batch(), topic_ids={}), [rows_at([200], first_offset=1)])            # a broker that tells none
+    with pytest.raises(SourceFailed, match=r"'t': expected the topic that model m was counted from \(first\), got another one"):
+        panes.add(replace(batch(), topic_ids={TOPIC: "second"}), [])
 
 
 def test_a_transaction_that_breaks_leaves_the_checkpoint_before_it(path):
