@@ -230,6 +230,13 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     alertmanager: Alertmanager = field(default_factory=Alertmanager)
 
 
+class Brokers(Struct, forbid_unknown_fields=True, frozen=True):
+    """Of a file, what it takes to read its topics; there may be nothing else in it yet."""
+
+    kafka: Kafka = field(default_factory=Kafka)
+    limits: Limits = field(default_factory=Limits)
+
+
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 # Twelve digits are beyond any budget, and far from what arithmetic cannot hold.
@@ -276,17 +283,31 @@ def load(path: str | os.PathLike[str]) -> Config:
 
     Raises ConfigError: file absent or too large, not YAML, unknown key, wrong type, wrong value, contradiction.
     """
-    file = Path(path)
+    return parse(_text(Path(path)), str(path))
+
+
+def load_brokers(path: str | os.PathLike[str]) -> Brokers:
+    """Read and check the sections `kafka` and `limits` of a configuration file; it need not be complete. Raises as `load`."""
+    try:
+        found = read(_text(Path(path)), Brokers, str(path), only=Brokers.__struct_fields__)
+        if not found.kafka.bootstrap_servers:
+            raise ConfigError(f"{path}: kafka.bootstrap_servers: expected brokers, got none; add them")
+        _refuse_strange_brokers(found.kafka)
+    except ConfigError as error:
+        raise ConfigError(one_line(str(error))) from None
+    return found
+
+
+def _text(file: Path) -> str:
     try:
         if file.stat().st_size > FILE_BYTES:
             raise ConfigError(f"{file}: expected a configuration of at most {FILE_BYTES} bytes, got {file.stat().st_size}; "
                               "split the service")
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{file}: cannot read the configuration: {error.strerror}; give its path with -c") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file}: expected UTF-8 text, got other bytes; save it as UTF-8") from None
-    return parse(text, str(file))
 
 
 def parse(text: str, where: str = "configuration") -> Config:
@@ -304,10 +325,7 @@ def _refuse_contradictions(config: Config) -> None:
     if bool(config.kafka.bootstrap_servers) == bool(config.files.paths):
         got, mend = ("both", "keep one of them") if config.files.paths else ("neither", "add one of them")
         raise ConfigError(f"kafka.bootstrap_servers: expected either brokers or files.paths, got {got}; {mend}")
-    for index, server in enumerate(config.kafka.bootstrap_servers):
-        if not re.fullmatch(r"[^\s,/]+:[0-9]{1,5}", server):
-            raise ConfigError(f"kafka.bootstrap_servers[{index}]: expected HOST:PORT, got {server!r}; one broker per entry")
-    _refuse_half_security(config.kafka.security)
+    _refuse_strange_brokers(config.kafka)
     refuse_half_alertmanager(config.alertmanager)
     listen_address(config.service.listen)
     state_path(config.service.state)
@@ -378,9 +396,13 @@ def _refuse_repeated(detectors: list[Detector], where: str) -> None:
                                   "remove one")
 
 
-def _refuse_half_security(security: Security) -> None:
-    """Settings that only work together, and those that the protocol would silently leave unused."""
-    protocol, where = security.protocol, "kafka.security"
+def _refuse_strange_brokers(kafka: Kafka) -> None:
+    """Addresses, settings that only work together, and those that the protocol would silently leave unused."""
+    for index, server in enumerate(kafka.bootstrap_servers):
+        if not re.fullmatch(r"[^\s,/]+:[0-9]{1,5}", server):
+            raise ConfigError(f"kafka.bootstrap_servers[{index}]: expected HOST:PORT, got {server!r}; one broker per entry")
+    security, where = kafka.security, "kafka.security"
+    protocol = security.protocol
     lacking = [name for name in ("mechanism", "username", "password_file") if not getattr(security, name)]
     if protocol.startswith("SASL") and lacking:
         raise ConfigError(f"{where}.{lacking[0]}: expected a value for {protocol}, got none; add it")

@@ -12,6 +12,7 @@ import difflib
 import math
 import os
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -38,9 +39,11 @@ Name = Annotated[str, Meta(pattern=NAME)]
 Tree = TypeVar("Tree", bound=Struct)
 
 
-def read(text: str, kind: type[Tree], where: str) -> Tree:
-    """The struct that the text of a configuration holds; `where` names the file in errors."""
+def read(text: str, kind: type[Tree], where: str, only: Collection[str] = ()) -> Tree:
+    """The struct that the text of a configuration holds; `where` names the file in errors, `only` the sections to look at."""
     tree = read_mapping(text, where, "a mapping with `monitors:`")
+    if only:
+        tree = {key: value for key, value in tree.items() if key in only}
     filled = _with_environment(tree, "")
     _refuse_unknown(filled, kind, "")
     try:

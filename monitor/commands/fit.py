@@ -20,7 +20,7 @@ from rich.progress import Progress
 from detectors.reference import SAMPLE_ROWS, Column, Proposal, Reference
 from detectors.rows import Kind, Role
 from monitor.commands.shared import counted, progress_bar, table
-from monitor.config import NAME, Kafka
+from monitor.config import NAME, Brokers, Kafka, load_brokers
 from monitor.errors import ConfigError
 from monitor.ingest.span import read_span
 from monitor.ingest.tables import DataSet, Values, as_kind, read_files
@@ -36,6 +36,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", default="1", help="the model's version (default 1)")
     parser.add_argument("--topic", help="read a span of this topic instead of files")
     parser.add_argument("--bootstrap-servers", default="", metavar="HOST:PORT,...", help="the brokers of --topic")
+    parser.add_argument("-c", "--config", metavar="FILE", help="a configuration, in place of --bootstrap-servers: its `kafka` "
+                        "section, with the security, and its `limits`; it need not be complete")
     parser.add_argument("--events", type=int, default=50_000, help="events to read from --topic, the newest (default 50000)")
     parser.add_argument("--format", choices=("json", "arrow"), default="json", help="what a message of --topic is, as "
                         "schema.format (default json)")
@@ -66,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         if not re.fullmatch(NAME, getattr(args, flag)):
             raise ConfigError(f"--{flag}: expected at most 63 letters, digits and . _ -, got {getattr(args, flag)!r}; "
                               "it must be a name that the configuration takes")
+    if args.config and not args.topic:
+        raise ConfigError("--config: expected it beside --topic, got files; leave it out")
     if args.format != "json" and not args.topic:
         raise ConfigError(f"--format: expected it beside --topic, got {args.format} with files; a file's name says what it holds")
     if args.events < 1:
@@ -127,15 +131,25 @@ def _spanned_seconds(times: Values) -> float | None:
     return float(found.max() - found.min()) / 1000 if len(found) else None
 
 
+def _brokers(args: argparse.Namespace) -> Brokers:
+    """How to reach the brokers of --topic: what a configuration says, or plain addresses."""
+    if args.config and args.bootstrap_servers:
+        raise ConfigError("--bootstrap-servers: expected either it or --config, got both; give one of them")
+    if args.config:
+        return load_brokers(args.config)
+    servers = [server for server in args.bootstrap_servers.split(",") if server]
+    if not servers or not all(re.fullmatch(r".+:\d{1,5}", server) for server in servers):
+        raise ConfigError(f"--bootstrap-servers: expected HOST:PORT of each broker of --topic, got {args.bootstrap_servers!r}; "
+                          "separate them by commas, or give a configuration with -c")
+    return Brokers(kafka=Kafka(bootstrap_servers=servers))
+
+
 def _read(args: argparse.Namespace, progress: Progress) -> DataSet:
     if args.topic:
-        servers = [server for server in args.bootstrap_servers.split(",") if server]
-        if not servers or not all(re.fullmatch(r".+:\d{1,5}", server) for server in servers):
-            raise ConfigError(f"--bootstrap-servers: expected HOST:PORT of each broker of --topic, got "
-                              f"{args.bootstrap_servers!r}; separate them by commas")
+        brokers = _brokers(args)
         task = progress.add_task(f"reading {args.topic}", total=args.events)
-        span = read_span(Kafka(bootstrap_servers=servers), args.topic, args.events,
-                         lambda done: progress.update(task, completed=done), form=args.format)
+        span = read_span(brokers.kafka, args.topic, args.events, lambda done: progress.update(task, completed=done),
+                         form=args.format, limits=brokers.limits)
         if not len(span.data):
             wanted = "JSON objects" if args.format == "json" else "Arrow messages of a row or more"
             raise ConfigError(f"--topic: expected {wanted} in {args.topic!r}, got none{span.left_out and ': ' + span.left_out}; "

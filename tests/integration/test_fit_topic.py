@@ -142,3 +142,37 @@ def test_events_that_take_more_than_may_be_held_are_refused_in_one_line_and_fewe
     found = read_span(kafka, topic, 15, form="arrow", limits=Limits(unpacked_bytes=150_000))
     assert numbers(found) == list(range(45, 60))
     assert len(read_span(kafka, topic, 15, form="arrow", limits=Limits(unpacked_bytes=50_000)).data) == 0
+
+
+def test_brokers_that_ask_for_a_password_are_reached_by_the_configuration_that_is_being_written(
+        kafka_broker, unique_name, tmp_path, capsys):
+    topic = kafka_broker.create_topic(unique_name("topic"))
+    kafka_broker.produce(topic, [b'{"n": %d.5}' % (n % 40) for n in range(300)] + [b'{"n": "%s"}' % (b"9" * 3000)])
+    (tmp_path / "password").write_text("alice-secret")
+    tree = {"kafka": {"bootstrap_servers": [kafka_broker.secure_bootstrap], "security": {
+        "protocol": "SASL_SSL", "mechanism": "PLAIN", "username": "alice", "password_file": str(tmp_path / "password"),
+        "ca_file": str(kafka_broker.ca)}}, "limits": {"message_bytes": 2000}}
+    (tmp_path / "tidemark.yaml").write_text(yaml.safe_dump(tree))                  # no monitor yet: its reference comes now
+    flags = ["fit", "--topic", topic, "-c", str(tmp_path / "tidemark.yaml"), "-o", str(tmp_path / "r.json"), "--model", "m"]
+    assert main(flags) == 0
+    assert Reference.load(tmp_path / "r.json").events == 300
+    assert "1 record left out (1 too_large)" in capsys.readouterr().err
+    (tmp_path / "password").write_text("another")
+    assert main(flags) == 1
+    told = capsys.readouterr().err
+    assert "kafka.security" in told
+    assert "another" not in told
+
+
+@pytest.mark.parametrize(("text", "flags", "words"), [
+    ("kafka: {bootstrap_servers: ['a:1']}", ["--bootstrap-servers", "a:1"], "expected either it or --config, got both"),
+    ("kafka: {bootstrap_servers: [a]}", [], r"kafka.bootstrap_servers\[0\]: expected HOST:PORT, got 'a'"),
+    ("kafka: {bootstrap_server: [a]}", [], "kafka.bootstrap_server"),
+    ("monitors: []", [], "kafka.bootstrap_servers: expected brokers, got none"),
+])
+def test_a_configuration_that_reaches_no_broker_is_refused_in_one_line(text, flags, words, tmp_path, capsys):
+    (tmp_path / "tidemark.yaml").write_text(text)
+    assert main(["fit", "--topic", "t", "-c", str(tmp_path / "tidemark.yaml"), "-o", str(tmp_path / "r.json"), "--model", "m",
+                 *flags]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert re.search(words, line)
