@@ -41,8 +41,9 @@ from monitor.expose.history import PANES_KEPT
 from monitor.flow import Batch
 from monitor.pipeline import Stages
 from monitor.retrain.ledger import DECISIONS_MAX, ENTRIES_MAX, KEPT
-from monitor.service import build, watched
+from monitor.service import build
 from monitor.sizing import MIB, sizing
+from monitor.watched import watched
 
 #: Measurements of a run; those of the first half are the warming up.
 POINTS = 40

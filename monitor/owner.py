@@ -32,9 +32,10 @@ from monitor.expose.snapshot import ServiceSnapshot
 from monitor.flow import Batch, Rows, TopicPartition
 from monitor.ingest.state_topic import REFERENCES, StateReader, StateWriter, TransactionLost
 from monitor.pipeline import Stages
-from monitor.service import Seat, Watched, build
+from monitor.service import Seat, build
 from monitor.state.replica_share import MergedPanes, Share, SharedRows, read
 from monitor.state.replica_store import REFERENCE, SHARE, MirroredStore, latest
+from monitor.watched import Watched
 
 log = logging.getLogger("tidemark")
 

@@ -45,10 +45,11 @@ from monitor.ingest.state_topic import (
 )
 from monitor.owner import AGAIN_SECONDS, Box, Owner, Shown
 from monitor.reporting import sampling_of
-from monitor.service import Watched, cutting, decoding, watched
+from monitor.service import cutting, decoding
 from monitor.state.panes import NO_PANE, Stream
 from monitor.state.replica_share import NOTE_BYTES, Counting, note_of, packed, read_judged
 from monitor.state.replica_store import SHARE
+from monitor.watched import Watched, watched
 
 log = logging.getLogger("tidemark")
 

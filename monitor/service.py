@@ -5,27 +5,23 @@ source is told where to go on; the HTTP server starts last and is ready only whe
 
 A model's version in the state may be ahead of the configuration's: a promotion moved it on, and the configuration still
 says where it began. The state keeps the promoted reference itself, so that a restart needs no file of the trainer.
-Neighbours: `pipeline` runs what is built here; `commands` asks for it.
+Neighbours: `watched` checks what all of it is built from, `pipeline` runs what is built here, `commands` asks for it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import ChainMap, Counter
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from detectors.embedding import dimensions
-from detectors.reference import Column, Reference
-from detectors.scan import Scan, Scores
-from monitor.config import Config, Monitor, Reports, SchemaColumn, budget, state_path
-from monitor.decide.observe import Asked, Kept, Observer
-from monitor.decide.plan import Plan
-from monitor.decide.policy import Judge, Knobs, Policy, PolicyState
+from monitor.config import Config, Reports, Retrain, state_path
+from monitor.decide.observe import Kept, Observer
+from monitor.decide.policy import Judge, Policy, PolicyState
 from monitor.decide.quality import QualityChecks, QualityState
 from monitor.display import ALARMS_SHOWN, Configured
 from monitor.errors import CheckpointRefused, ConfigError, SourceFailed
@@ -41,7 +37,6 @@ from monitor.ingest.decode import Decoder
 from monitor.ingest.files import FileSource
 from monitor.ingest.kafka import KafkaSource
 from monitor.ingest.librdkafka import LibrdkafkaSource
-from monitor.ingest.schema import StreamSchema
 from monitor.pipeline import Stages
 from monitor.reporting import Reporting, folder_of, refuse_impossible, sampling_of, why_none
 from monitor.retrain.launch import Retraining
@@ -56,112 +51,20 @@ from monitor.retrain.ledger import (
     launch_to_json,
 )
 from monitor.retrain.promote import promotion_for
-from monitor.retrain.shadow import Shadows, Watching
+from monitor.retrain.shadow import Shadows
 from monitor.retrain.trigger import Trigger
-from monitor.sizing import sizing
-from monitor.state.capture import Capture, read_text
+from monitor.state.capture import Capture
 from monitor.state.panes import Panes, Stream
 from monitor.state.retention import forget_old_references, forget_old_versions
 from monitor.state.set_clock import SetClock
 from monitor.state.store import Store
 from monitor.state.tables import stored
+from monitor.watched import Watched, watched
 
 log = logging.getLogger("tidemark")
 
 #: Panes that a ring holds.
 RING_PANES = 129
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """One monitor of the configuration with what was loaded for it."""
-
-    index: int
-    monitor: Monitor
-    reference: Reference                            # the configured one
-    version: str
-    reports: Reports | None = None                  # what is kept for the reports of alarms; None: nothing
-
-    @property
-    def where(self) -> str:
-        """Its path in the configuration."""
-        return f"monitors[{self.index}]"
-
-    def schema(self) -> StreamSchema:
-        """How its events are read; a challenger's answers in shadow are read like a label."""
-        said, shadow = self.monitor.schema, self.monitor.retrain.shadow if self.monitor.retrain else None
-        if shadow is not None and shadow.prediction not in said.columns:
-            said = msgspec.structs.replace(said, columns={**said.columns, shadow.prediction: SchemaColumn(role="label")})
-        return StreamSchema.resolve(said, self.reference.columns, where=f"{self.where}.schema",
-                                    dimensions=dimensions(self.reference.expansions))
-
-    def labels(self) -> list[Column]:
-        """Its labels, without a challenger's answers in shadow."""
-        shadow = self.monitor.retrain.shadow if self.monitor.retrain else None
-        return [Column(label.name, label.kind, "label") for label in self.schema().labels
-                if shadow is None or label.name != shadow.prediction]
-
-    def watching(self) -> Watching | None:
-        """The columns that a shadow compares, where one is configured; ConfigError where they are not exactly these."""
-        shadow, where = self.monitor.retrain.shadow if self.monitor.retrain else None, f"{self.where}.retrain.shadow"
-        if shadow is None:
-            return None
-        if shadow.prediction in {column.name for column in self.reference.columns}:
-            raise ConfigError(f"{where}.prediction: expected a column that the reference does not watch, "
-                              f"got {shadow.prediction!r}; name the one in which serving logs the challenger's answers")
-        labels = [label.name for label in self.labels()]
-        predictions = [column.name for column in self.reference.columns if column.role == "prediction"]
-        for what, names in (("label", labels), ("prediction", predictions)):
-            if len(names) != 1:
-                raise ConfigError(f"{where}: expected exactly one {what} column, got {', '.join(names) or 'none'}; "
-                                  "give the columns their roles, or remove the shadow")
-        return Watching(labels[0], predictions[0], shadow.prediction)
-
-    def knobs(self) -> Knobs:
-        """What it asks of its decisions."""
-        monitor, retrain = self.monitor, self.monitor.retrain
-        return Knobs(
-            budget(monitor.alarm.max_false_alarms, f"{self.where}.alarm.max_false_alarms"), float(monitor.pane.seconds),
-            monitor.alarm.ignore_below, retrain.above if retrain else 0.3,
-            frozenset(retrain.roles if retrain else ("input", "prediction", "score", "path")), monitor.alarm.method,
-        )
-
-    def asked(self) -> Asked:
-        """Its further detectors, as configured."""
-        labels = {label.name: label.kind for label in self.labels()}
-        return Asked(self.monitor.detectors, labels, f"{self.where}.detectors")
-
-    def plan(self) -> Plan:
-        """What they look at; ConfigError where they do not fit the reference."""
-        return self.asked().plan(self.reference)
-
-
-def watched(config: Config) -> list[Watched]:
-    """Load and check every monitor's reference; the first thing that is wrong is one clear line."""
-    found = []
-    for index, monitor in enumerate(config.monitors):
-        where = f"monitors[{index}].reference"
-        if "://" not in monitor.reference and not Path(monitor.reference).is_file():
-            raise ConfigError(f"{where}: expected a file, found none at {monitor.reference!r}; make it with `tidemark fit`")
-        reference = Reference.from_json(read_text(monitor.reference), f"{where} ({monitor.reference})")
-        if reference.model != monitor.model:
-            raise ConfigError(f"{where}: expected a reference of model {monitor.model!r}, got one of {reference.model!r}")
-        if monitor.version is not None and monitor.version != reference.version:
-            raise ConfigError(
-                f"{where}: expected a reference of version {monitor.version!r}, got {reference.version!r}; "
-                "fit one for this version or mend monitors' `version`"
-            )
-        if len(reference.rows) > config.limits.columns:
-            raise ConfigError(f"{where}: expected at most limits.columns = {config.limits.columns}, got {len(reference.rows)}")
-        found.append(Watched(index, monitor, reference, reference.version, None if monitor.histograms_only else config.reports))
-        found[-1].watching()
-        found[-1].schema()
-        needy = [one.name for one in found[-1].plan().detectors if one.method.source != "counts"]
-        if monitor.histograms_only and needy:
-            raise ConfigError(f"monitors[{index}].detectors: expected detectors on counts beside histograms_only, "
-                              f"got {needy[0]!r}, which needs rows; remove it")
-    sizing(config, found).refuse()
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +95,7 @@ def build(
     refuse_impossible(config)
     store = seat.store if seat is not None else Store(state if state is not None else state_path(config.service.state))
     try:
-        ledger = Ledger(
-            map(launch_from_json, store.each("launches")), map(decision_from_json, store.each("decisions")),
-            map(entry_from_json, store.history("audit", latest=ENTRIES_MAX)),
-            kept={one.monitor.model: kept_of(one.monitor.retrain.max_per_week, one.monitor.retrain.useless_max)
-                  for one in monitors if one.monitor.retrain is not None},
-            earlier=lambda model: map(launch_from_json, store.each("launches", model)))
+        ledger = _ledger(monitors, store)
         judge = Judge({one.monitor.model: one.knobs() for one in monitors})
         asked = {one.monitor.model: one.asked() for one in monitors if one.monitor.detectors}
         observer = Observer(asked) if asked else None
@@ -214,33 +112,15 @@ def build(
                       keep=[one.monitor.model for one in monitors if one.monitor.retrain and one.monitor.retrain.data_uri is None
                             and launching])
         policies = {one.monitor.model: one.monitor.retrain for one in monitors if one.monitor.retrain is not None}
-        launchers: dict[str, Launcher] = (
-            {one.monitor.model: launcher_for(one.monitor.retrain.launcher, capture_uri=one.monitor.retrain.capture_uri,
-                                             path=f"{one.where}.retrain.launcher")
-             for one in monitors if one.monitor.retrain is not None} if launching else {})
-
-        def save(launch: Launch) -> None:
-            with store.transaction() as db:
-                store.save_launch(db, launch.id, launch.model, launch_to_json(launch))
-
-        stages = Stages(
+        retraining = _retraining(monitors, policies, store, ledger, judge, panes, captures, launching=launching)
+        stages = Stages(                            # whose source is opened here: all that can be refused was asked before
             source=source if source is not None else _source(config, monitors, ChainMap(*(one.topic_ids for one in streams))),
             decode=decoding(config, monitors, from_files=isinstance(source, FileSource)) if seat is None else seat.decode,
             apart=cutting(config, monitors) if seat is None else None, panes=panes, judge=judge, policy=Policy(judge),
             trigger=Trigger(policies, ledger, clock=told, launches_max=config.limits.launches, set_by=lambda: told.set_by),
-            retraining=Retraining(
-                policies, ledger, launchers, save=save, snapshot=lambda launch: captures[launch.model].snapshot(launch.id),
-                reference=lambda model: judge.scans[model].reference,
-                labels={one.monitor.model: one.labels() for one in monitors},
-                shadows=Shadows(
-                    {one.monitor.model: watching for one in monitors if (watching := one.watching()) is not None},
-                    lambda model, since_ms, names: captures[model].events_since(since_ms, names),
-                    lambda model: captures[model].newest_time),
-                promotions={one.monitor.model: promotion_for(one.monitor.retrain.promote, path=f"{one.where}.retrain.promote")
-                            for one in monitors if one.monitor.retrain is not None} if launching else {},
-                version=lambda model: panes.streams[model].version, kept=store.reference),
-            store=store, dead_letters=DeadLetters(config.service.dead_letters, config.limits, config.kafka),
-            exporter=shown, captures=captures, clock=told, elapsed=elapsed, inbox=inbox or Inbox(),
+            retraining=retraining, store=store,
+            dead_letters=DeadLetters(config.service.dead_letters, config.limits, config.kafka), exporter=shown,
+            captures=captures, clock=told, elapsed=elapsed, inbox=inbox or Inbox(),
             configured={one.monitor.model: _configured(one) for one in monitors},
             checkpoint_seconds=config.service.checkpoint_seconds, launching=launching, on_evaluation=on_evaluation,
             quality=_checks(monitors, store), observer=observer, past_alarms=_latest_alarms(store, judge.knobs),
@@ -251,6 +131,42 @@ def build(
         store.close()
         raise
     return stages
+
+
+def _ledger(monitors: Sequence[Watched], store: Store) -> Ledger:
+    """What the store holds of launches, decisions and the audit trail."""
+    return Ledger(
+        map(launch_from_json, store.each("launches")), map(decision_from_json, store.each("decisions")),
+        map(entry_from_json, store.history("audit", latest=ENTRIES_MAX)),
+        kept={one.monitor.model: kept_of(one.monitor.retrain.max_per_week, one.monitor.retrain.useless_max)
+              for one in monitors if one.monitor.retrain is not None},
+        earlier=lambda model: map(launch_from_json, store.each("launches", model)))
+
+
+def _retraining(monitors: Sequence[Watched], policies: Mapping[str, Retrain], store: Store, ledger: Ledger, judge: Judge,
+                panes: Panes, captures: Mapping[str, Capture], *, launching: bool) -> Retraining:
+    """Launchers, promotions and shadows of every model that is retrained; none of them where nothing is launched."""
+    launchers: dict[str, Launcher] = {}
+    promotions = {}
+    for one in monitors:
+        if one.monitor.retrain is not None and launching:
+            where, model = f"{one.where}.retrain", one.monitor.model
+            launchers[model] = launcher_for(one.monitor.retrain.launcher, capture_uri=one.monitor.retrain.capture_uri,
+                                            path=f"{where}.launcher")
+            promotions[model] = promotion_for(one.monitor.retrain.promote, path=f"{where}.promote")
+
+    def save(launch: Launch) -> None:
+        with store.transaction() as db:
+            store.save_launch(db, launch.id, launch.model, launch_to_json(launch))
+
+    return Retraining(
+        policies, ledger, launchers, save=save, snapshot=lambda launch: captures[launch.model].snapshot(launch.id),
+        reference=lambda model: judge.scans[model].reference, labels={one.monitor.model: one.labels() for one in monitors},
+        shadows=Shadows(
+            {one.monitor.model: watching for one in monitors if (watching := one.watching()) is not None},
+            lambda model, since_ms, names: captures[model].events_since(since_ms, names),
+            lambda model: captures[model].newest_time),
+        promotions=promotions, version=lambda model: panes.streams[model].version, kept=store.reference)
 
 
 def _checks(monitors: Sequence[Watched], store: Store) -> QualityChecks:
@@ -325,44 +241,6 @@ def resume(one: Watched, store: Store) -> tuple[Stream, PolicyState, str]:
     return (stream.successor(version, reference) if previous else stream), policy, previous
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """What a state file says of one model, judged again."""
-
-    version: str
-    reference: Reference
-    scan: Scan
-    scores: Scores | None                           # None before the first decided pane
-    state: PolicyState
-    panes: int
-    alarms: list[str]
-    decisions: list[str]
-    launches: list[str]
-    every_launch: list[str]                         # of all models: what is under way over all of them is bounded, too
-    at: float                                       # end of the last decided pane, seconds since 1970; 0 before the first
-    judged_seconds: float                           # event time for which this version has been judged
-
-
-def explained(one: Watched, path: Path) -> Explained:
-    """Look at the state beside the service that holds it."""
-    store = Store(path, read_only=True)
-    try:
-        model = one.monitor.model
-        stream, policy, _ = resume(one, store)
-        judge = Judge({model: one.knobs()})
-        judge.begin(model, stream.reference, policy, (stream.decided_events, stream.decided_panes))
-        judge.restore(model, stream.origin, store.decided(stream, RING_PANES))
-        ring, scan = judge.rings[model], judge.scans[model]
-        return Explained(
-            stream.version, stream.reference, scan, scan(ring) if ring.panes else None, policy, ring.panes,
-            store.history("alarms", model), store.history("decisions", model), store.history("launches", model),
-            every_launch=store.history("launches"),
-            at=(stream.last_decided + 1) * stream.pane_ms / 1000 if stream.decided_panes else 0.0,
-            judged_seconds=stream.decided_panes * stream.pane_ms / 1000)
-    finally:
-        store.close()
-
-
 def _configured(one: Watched) -> Configured:
     retrain = one.monitor.retrain
     return Configured(one.version, one.reference.digest, retrain.metric if retrain else "",
@@ -433,18 +311,3 @@ def _latest_alarms(store: Store, models: Iterable[str]) -> list[Alarm]:
         newest = [stored(document, Alarm) for document in store.history("alarms", model, latest=ALARMS_SHOWN)]
         latest = sorted((*latest, *newest), key=lambda alarm: alarm.at)[-ALARMS_SHOWN:]
     return latest
-
-
-@dataclass(slots=True)
-class Tally:
-    """What `replay` and `check` report: every alarm and every decision, in order."""
-
-    alarms: list[Alarm] = field(default_factory=list)
-    panes: Counter[str] = field(default_factory=Counter)          # per model
-    events: int = 0
-
-    def __call__(self, evaluation: Evaluation) -> None:
-        """Note one decided pane."""
-        self.panes[evaluation.window.model] += 1
-        self.events += evaluation.window.profile.events
-        self.alarms.extend(evaluation.alarms)

@@ -18,8 +18,8 @@ from monitor.decide.plan import JOINT, Plan
 from monitor.replicas import partition_of, refuse_unsupported
 from monitor.reporting import why_none
 from monitor.retrain.holdout import HOLDOUT_MEMORY_MAX
-from monitor.service import Watched, watched
 from monitor.sizing import MIB, memory_of, memory_warning, sizing
+from monitor.watched import Watched, watched
 
 #: Most series of a further detector's column: score, corrected score, band, verdict; and of the detector itself: pane,
 #: threshold, failures, skipped.

@@ -44,8 +44,8 @@ from monitor.retrain.launchers.kfp import KubeflowPipelines
 from monitor.retrain.launchers.kubernetes import KubernetesJobs
 from monitor.retrain.promotions import promotion_for
 from monitor.retrain.promotions.kserve import KServe
-from monitor.service import watched
 from monitor.state.store import Store
+from monitor.watched import watched
 
 Check = tuple[str, bool, str]
 

@@ -8,21 +8,66 @@ same limits, asked in the same way, as the trigger asks.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
 
+from detectors.reference import Reference
+from detectors.scan import Scan, Scores
 from monitor.commands.shared import alarm_lines, counted, decision_lines, instant, limit_lines, paragraph, print_json, table
 from monitor.config import Config, load, state_path
 from monitor.decide.explain import columns, headline
+from monitor.decide.policy import Judge, PolicyState
 from monitor.decisions import Limit
 from monitor.errors import ConfigError
 from monitor.flow import Alarm
 from monitor.retrain.ledger import Ledger, decision_from_json, kept_of, launch_from_json
 from monitor.retrain.limits import Limits, Moment
-from monitor.service import Explained, Watched, explained, watched
+from monitor.service import RING_PANES, resume
+from monitor.state.store import Store
+from monitor.watched import Watched, watched
 
 ALARMS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What a state file says of one model, judged again."""
+
+    version: str
+    reference: Reference
+    scan: Scan
+    scores: Scores | None                           # None before the first decided pane
+    state: PolicyState
+    panes: int
+    alarms: list[str]
+    decisions: list[str]
+    launches: list[str]
+    every_launch: list[str]                         # of all models: what is under way over all of them is bounded, too
+    at: float                                       # end of the last decided pane, seconds since 1970; 0 before the first
+    judged_seconds: float                           # event time for which this version has been judged
+
+
+def explained(one: Watched, path: Path) -> Explained:
+    """Look at the state beside the service that holds it."""
+    store = Store(path, read_only=True)
+    try:
+        model = one.monitor.model
+        stream, policy, _ = resume(one, store)
+        judge = Judge({model: one.knobs()})
+        judge.begin(model, stream.reference, policy, (stream.decided_events, stream.decided_panes))
+        judge.restore(model, stream.origin, store.decided(stream, RING_PANES))
+        ring, scan = judge.rings[model], judge.scans[model]
+        return Explained(
+            stream.version, stream.reference, scan, scan(ring) if ring.panes else None, policy, ring.panes,
+            store.history("alarms", model), store.history("decisions", model), store.history("launches", model),
+            every_launch=store.history("launches"),
+            at=(stream.last_decided + 1) * stream.pane_ms / 1000 if stream.decided_panes else 0.0,
+            judged_seconds=stream.decided_panes * stream.pane_ms / 1000)
+    finally:
+        store.close()
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,8 @@ what it said then; with `--ignore-below` and its like, either is done with other
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -17,10 +19,26 @@ from monitor.commands.shared import alarm_lines, counted, decision_lines, instan
 from monitor.commands.stored import Again, again
 from monitor.config import Config, load, state_path
 from monitor.errors import ConfigError, SourceFailed
-from monitor.flow import Evaluation
+from monitor.flow import Alarm, Evaluation
 from monitor.ingest.files import FileSource
-from monitor.service import Tally, build, watched
+from monitor.service import build
 from monitor.state.store import Store
+from monitor.watched import watched
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is reported: every alarm and every decision, in order."""
+
+    alarms: list[Alarm] = field(default_factory=list)
+    panes: Counter[str] = field(default_factory=Counter)          # per model
+    events: int = 0
+
+    def __call__(self, evaluation: Evaluation) -> None:
+        """Note one decided pane."""
+        self.panes[evaluation.window.model] += 1
+        self.events += evaluation.window.profile.events
+        self.alarms.extend(evaluation.alarms)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,8 +28,9 @@ from monitor.expose.tls import Certificates
 from monitor.ingest.collector import settle
 from monitor.pipeline import Stages
 from monitor.replicas import Replica
-from monitor.service import build, watched
+from monitor.service import build
 from monitor.sizing import memory_warning
+from monitor.watched import watched
 
 log = logging.getLogger("tidemark")
 

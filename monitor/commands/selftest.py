@@ -21,8 +21,9 @@ from monitor.commands.shared import counted, paragraph, print_json, progress_bar
 from monitor.commands.simulation import DRIFT_PANES, Delay, Rate, Simulation
 from monitor.config import load, state_path
 from monitor.errors import CheckpointRefused, ConfigError
-from monitor.service import Watched, resume, watched
+from monitor.service import resume
 from monitor.state.store import Store
+from monitor.watched import Watched, watched
 
 #: Where neither the flag nor the state nor the reference knows how much traffic there is.
 EVENTS_PER_PANE = 250

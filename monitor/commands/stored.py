@@ -21,9 +21,9 @@ from monitor.decide.policy import Judge, Policy, PolicyState
 from monitor.flow import Alarm, Window
 from monitor.retrain.ledger import Decision, Ledger, decision_from_json
 from monitor.retrain.trigger import Trigger
-from monitor.service import Watched
 from monitor.state.panes import SEGMENT
 from monitor.state.store import Store
+from monitor.watched import Watched
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ from monitor import sizing as module
 from monitor.cli import main
 from monitor.config import parse
 from monitor.errors import ConfigError
-from monitor.service import watched
 from monitor.sizing import MIB, memory_given, memory_of, memory_warning, sizing
+from monitor.watched import watched
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Of the formula, what a full service takes at least: a formula that is far above refuses what would run.

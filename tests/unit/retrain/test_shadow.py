@@ -239,7 +239,7 @@ def test_a_shadow_that_could_not_work_is_one_line_before_anything_starts(tmp_pat
 
 
 def test_a_shadow_needs_one_label_and_a_column_of_its_own(tmp_path):
-    from monitor.service import watched
+    from monitor.watched import watched
 
     with pytest.raises(ConfigError, match="expected a column that the reference does not watch, got 'x'"):
         watched(configured(tmp_path, f"{FILE}\n      shadow: {{prediction: x}}"))
@@ -260,7 +260,7 @@ def test_histograms_only_refuses_what_would_store_a_value(tmp_path, changes, wor
 
 
 def test_histograms_only_refuses_detectors_that_need_rows(tmp_path):
-    from monitor.service import watched
+    from monitor.watched import watched
 
     watched(configured(tmp_path, "data_uri: /d", "true", detectors="[{name: psi}]"))
     with pytest.raises(ConfigError, match=r"monitors\[0\]\.detectors: .*got 'cusum', which needs rows"):
