@@ -7,7 +7,8 @@
 Each scenario (`soak_world`) runs the whole service in a process of its own over records that are made in place: decoding,
 panes, decisions, further detectors, capture, launches, dead letters, store, exposition. It asks for what operations.md
 promises: resident memory at most what the formula says for the configuration (`monitor.sizing`), and flat: of the second
-half, the slope over events with its 95 % interval from block differences; open files and threads flat; and every container
+half, and of it what follows when the rings of panes are full, the slope over events with its 95 % interval from block
+differences (a run too short to fill them says so, and nothing of flatness); open files and threads flat; and every container
 in the service: one that grows all through that half must have a stated bound (`BOUNDS`) and be below it. Where the half has
 filled what a week of panes fills (`--pane-events` makes panes smaller and so more), the state file, too.
 """
@@ -49,6 +50,8 @@ from monitor.watched import watched
 POINTS = 40
 #: Growth of the second half, by the upper end of its interval, against the resident memory at the half.
 GROWTH_MAX = 0.03
+#: Points behind the filling of the rings from which on a slope is told.
+FILLED_POINTS_MIN = 8
 #: Panes of one model from which on nothing grows any more by its bound: a quarter more than the 10,080 that the store keeps.
 FULL_PANES = 12_600
 #: Of the state file, once it is full.
@@ -73,6 +76,7 @@ class Point:
     """What is measured after so many events."""
 
     events: int
+    panes: float                                    # decided, per model
     resident: int
     file: int
     files_open: int
@@ -107,12 +111,14 @@ class Watcher:
             gc.collect()
             self.sizes.append(containers(self.stages))
         state = self.folder / "state.db"
-        self.points.append(Point(self.source.given, resident(), state.stat().st_size, len(os.listdir("/proc/self/fd")),
-                                 threading.active_count(), self.stages.exporter.published.exposition.text().count(b"\n")))
+        decided = [stream.decided_panes for stream in self.stages.panes.streams.values()]
+        self.points.append(Point(
+            self.source.given, sum(decided) / len(decided), resident(), state.stat().st_size, len(os.listdir("/proc/self/fd")),
+            threading.active_count(), self.stages.exporter.published.exposition.text().count(b"\n")))
         if not self.quiet:
             point, seconds = self.points[-1], time.monotonic() - self.began
             print(f"{point.events:>12,} of {self.source.events:,} events  {point.resident / MIB:7.1f} MiB  state "
-                  f"{point.file / MIB:6.1f} MiB  {point.files_open} files  {point.threads} threads  "
+                  f"{point.file / MIB:6.1f} MiB  {point.panes:,.0f} panes  {point.files_open} files  {point.threads} threads  "
                   f"{point.events / seconds:,.0f} events/s", file=sys.stderr, flush=True)
 
 
@@ -203,11 +209,13 @@ def verdict(one: Scenario, watcher: Watcher, allowed: int, decided: int, more: M
     """The figures of a run, and under `wrong` each promise that they break."""
     warm = watcher.points[len(watcher.points) // 2:]
     peak = max(point.resident for point in watcher.points)
-    mean, low, high = slope(warm)
+    filled = [point for point in warm if point.panes > PANES_MAX]
+    is_filling = len(filled) < FILLED_POINTS_MIN
+    mean, low, high = slope(warm if is_filling else filled)
     wrong = []
     if peak > allowed:
         wrong.append(f"{peak / MIB:.0f} MiB resident, the formula allows {allowed / MIB:.0f}")
-    if low > 0 and high > GROWTH_MAX * warm[0].resident:
+    if not is_filling and low > 0 and high > GROWTH_MAX * filled[0].resident:
         wrong.append(f"resident memory grew by {mean / MIB:.1f} [{low / MIB:.1f}, {high / MIB:.1f}] MiB in the second half")
     full = decided / one.models >= 2 * FULL_PANES
     wrong += [f"{name}: {count} more entries at the end than at the half" for name, count in list(more.items())[:8]]
@@ -220,7 +228,7 @@ def verdict(one: Scenario, watcher: Watcher, allowed: int, decided: int, more: M
         "scenario": one.name, "events": watcher.source.given, "panes_decided": decided, "peak_mib": round(peak / MIB, 1),
         "formula_mib": round(allowed / MIB, 1), "pool_mib": round(watcher.source.pool_bytes / MIB, 1),
         "growth_mib": [round(value / MIB, 2) for value in (mean, low, high)],
-        "state_mib": [round(warm[0].file / MIB, 1), round(warm[-1].file / MIB, 1)], "full": full,
+        "state_mib": [round(warm[0].file / MIB, 1), round(warm[-1].file / MIB, 1)], "filling": is_filling, "full": full,
         "files_open": [warm[0].files_open, warm[-1].files_open], "threads": [warm[0].threads, warm[-1].threads],
         "series": [warm[0].series, warm[-1].series], "grown": dict(list(more.items())[:8]), "wrong": wrong,
     }

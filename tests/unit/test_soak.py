@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,6 +55,21 @@ def looks(path, *sizes):
 ])
 def test_a_container_that_grows_must_be_below_a_bound_of_its_own(path, sizes, wrong):
     assert bool(soak.grown(looks(path, *sizes), models=1)) == wrong
+
+
+@pytest.mark.parametrize(("panes", "grows", "filling", "wrong"), [
+    (40, 30, True, False),                                      # the rings of panes are not full: it says so, and no more
+    (400, 0, False, False),
+    (400, 30, False, True),
+    (200, 30, False, True),                                     # full in the second half: what follows is judged
+], ids=["too short", "flat", "growing", "growing when full"])
+def test_resident_memory_must_be_flat_where_the_rings_of_panes_are_full(panes, grows, filling, wrong):
+    points = [soak.Point(100 * n, panes * n / soak.POINTS, (500 + grows * n) * soak.MIB, 0, 1, 1, 1)
+              for n in range(1, soak.POINTS + 1)]
+    watcher = SimpleNamespace(source=SimpleNamespace(given=4_000, pool_bytes=0), points=points)
+    found = soak.verdict(SCENARIOS["models"], watcher, 10**12, 500 * panes, {})
+    assert found["filling"] == filling
+    assert any("resident memory grew" in words for words in found["wrong"]) == wrong
 
 
 def test_containers_are_found_wherever_the_service_holds_them(tmp_path):
