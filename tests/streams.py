@@ -2,7 +2,7 @@
 
     computing   everything else: units, laws, quality, golden files, fuzzing, the documents' examples
     serving     what starts real servers and mostly waits for them
-    killing     what kills and restarts processes of ours beside them, and waits for that
+    killing     what kills one process of ours after the other, and restarts it
 
 As soon as one of the first two has ended the third begins, on a machine of four cores and more at once: that takes little
 more than half of their sum. Each has servers of its own, where it needs any (0.3 GB for a Kafka; a pytest holds 0.5 to 1 GB,
@@ -31,7 +31,7 @@ from typing import IO
 CHECKOUT = Path(__file__).resolve().parent.parent
 #: After how long one that still runs is named, for those who end what says nothing.
 SILENT_SECONDS = 240.0
-WAITING = {"serving": ("tests/integration",), "killing": ("tests/crash", "tests/replicas")}
+WAITING = {"serving": ("tests/integration", "tests/replicas"), "killing": ("tests/crash",)}
 #: Streams at a time: two of them keep two cores busy, three would make their tests slow, and waits for others miss their end.
 SIDE_BY_SIDE = 2 if len(os.sched_getaffinity(0)) < 4 else 3
 

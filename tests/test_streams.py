@@ -36,7 +36,7 @@ def test_all_streams_together_are_every_test_once(tmp_path):
     assert len(whole) > 15
     assert sorted(name for names in streams.values() for name in names) == sorted(whole)
     assert any(name.startswith("tests/integration") for name in streams["serving"])
-    assert any(name.startswith("tests/replicas") for name in streams["killing"])
+    assert any(name.startswith("tests/crash") for name in streams["killing"])
     assert any(name.startswith("tests/unit") for name in streams["computing"])
 
 

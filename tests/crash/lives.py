@@ -247,7 +247,7 @@ class Round:
     def dump(self) -> dict[str, Any]:
         """Everything that must not depend on when the service died: the state's rows, the captured files' bytes, the letters.
 
-        What may differ is a launch's wall-clock times and what its trainer had been given by then.
+        What may differ is a launch's wall-clock times, how the clock was last read, and what its trainer had been given by then.
         """
         with contextlib.closing(sqlite3.connect(f"file:{self.folder}/state.db?mode=ro", uri=True, timeout=5)) as db:
             found: dict[str, Any] = {
@@ -256,7 +256,7 @@ class Round:
                     ("panes", "model, version, segment, pane"), ("alarms", "seq"), ("decisions", "seq"),
                     ("captures", "model, file"), ("captured_rows", "model, number"), ("cutovers", "model, version"),
                     ("samples", "model, version, segment, pane"))}
-            found["meta"] = db.execute("SELECT * FROM meta WHERE key <> 'seal' ORDER BY key").fetchall()
+            found["meta"] = db.execute("SELECT * FROM meta WHERE key NOT IN ('seal', 'clock') ORDER BY key").fetchall()
             found["launches"] = [
                 (launch["id"], launch["state"], launch["verdict"], launch["decided_at"], [state for state, _ in launch["steps"]])
                 for (document,) in db.execute("SELECT document FROM launches ORDER BY rowid")
