@@ -10,7 +10,7 @@ Two resolutions share one count: the *fine* bins (64 or 128) are stored, shown a
 
 Invariant: every value, finite or not, falls into exactly one fine bin: the counts of n values add up to n.
 
-Cost, per value: numbers 6-9 ns in batches of 4,000 and more (sort in single precision, then search the edges), 25-50 ns
+Cost, per value: numbers 6-13 ns in batches of 4,000 and more (sort in single precision, then search the edges), 25-50 ns
 below 300 rows (search each value); categories 30-60 ns (one `Counter` pass) plus about 1 us per distinct level that is not
 kept.
 Memory: edges or levels (about 1 kB a column) and 8 bytes for every level that the reference has seen.
@@ -119,7 +119,8 @@ class NumericBinning:
         """Events in every fine bin, shape (bins,); the input is left as it is."""
         if len(values) < SORT_ROWS_MIN:
             return np.bincount(self.codes(values), minlength=self.bins)
-        below = None if self._single is None or len(values) < SINGLE_ROWS_MIN else self._below_single(values, self._single)
+        single = self._single                       # another thread may have found too many ties meanwhile
+        below = None if single is None or len(values) < SINGLE_ROWS_MIN else self._below_single(values, single)
         if below is None:
             ordered = values.copy()
             ordered.sort()
