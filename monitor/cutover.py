@@ -23,6 +23,7 @@ from monitor.decide.observe import Observer
 from monitor.decide.plan import Plan
 from monitor.decide.policy import Judge, Machine, Policy, PolicyState
 from monitor.display import Configured, Display
+from monitor.documents import read_json
 from monitor.errors import ConfigError
 from monitor.flow import Alarm, Launch, Source, TopicPartition
 from monitor.reporting import sampling_of
@@ -129,7 +130,7 @@ class CutOver:
 
     def _begun(self, stream: Stream, previous: PolicyState) -> PolicyState:
         """Nothing fires. A version that comes back goes on numbering its episodes: their numbers name alarms and launches."""
-        told = (msgspec.json.decode(document, type=_Numbered)
+        told = (read_json(document, _Numbered)
                 for table in ("alarms", "launches") for document in self.store.each(table, stream.model))
         known = (one.episode for one in told if one.version == stream.version)
         return PolicyState(alarm=Machine(episode=max(known, default=0)), alarms_total=previous.alarms_total)

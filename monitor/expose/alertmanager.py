@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 from monitor.alert_words import ACTION_LABEL, ACTION_RETRAIN
 from monitor.decisions import ALERTMANAGER
+from monitor.documents import read_json
 from monitor.errors import one_line
 from monitor.expose import views
 from monitor.expose.exporter import Exporter
@@ -95,7 +96,7 @@ def routes(exporter: Exporter, inbox: Inbox | None) -> list[Route]:
             return _fault("changing something needs a token: set service.token_file", 403)
         body = await request.body()                 # bounded in bytes and in time by the guard
         try:
-            message = msgspec.json.decode(body, type=Message)
+            message = read_json(body, Message)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _fault(f"body: expected Alertmanager's webhook message, got: {one_line(str(error))[:200]}; "
                           "point a webhook_config at this address, with no template between", 400)

@@ -29,6 +29,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from monitor.decisions import Decision, Entry, Limit
+from monitor.documents import read_json
 from monitor.expose import views
 from monitor.expose.exporter import Exporter
 from monitor.expose.inbox import ACTIONS, Asked, Inbox, Reply
@@ -161,7 +162,7 @@ def _guarded(inbox: Inbox | None, act: Act) -> Callable[[Request], Awaitable[Res
             return _fault("changing something needs a token: set service.token_file", 403)
         raw = await request.body()
         try:
-            body = msgspec.json.decode(raw, type=Body) if raw.strip() else Body()
+            body = read_json(raw, Body) if raw.strip() else Body()
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _fault(f"body: expected JSON with {', '.join(Body.__struct_fields__)}, got: {error}", 400)
         return await run_in_threadpool(act, request, body)

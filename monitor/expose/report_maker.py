@@ -33,6 +33,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from monitor.documents import read_json
 from monitor.errors import one_line
 from monitor.expose.report_facts import Facts, State
 from monitor.expose.report_shelf import Shelf
@@ -237,7 +238,7 @@ class Said(Struct, frozen=True):
 
 def _told(line: str) -> tuple[str, tuple[int, int]]:
     try:
-        said = msgspec.json.decode(line, type=Said)
+        said = read_json(line, Said)
     except msgspec.DecodeError:
         return "", (0, 0)
     return said.why, said.rows

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from monitor.documents import read_msgpack
 from monitor.expose.report_facts import ENDING, Facts
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
@@ -112,6 +113,6 @@ def _age(path: Path) -> tuple[float, str]:
 
 def _read(path: Path) -> Facts | None:
     try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=Facts)
+        return read_msgpack(path.read_bytes(), Facts)
     except (OSError, msgspec.DecodeError):
         return None

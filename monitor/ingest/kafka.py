@@ -53,6 +53,7 @@ from monitor.ingest.kafka_client import (
     _made,
     _named,
     check_crc32c,
+    keep_joining,
     open_consumer,
     partitions_of,
     probe,
@@ -209,6 +210,7 @@ class KafkaSource:
             # paused: before a pause, everything that it has fetched is taken.
             with unpack.one_turn(self._unpacked_bytes):
                 polled = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_EVERYTHING if fresh else None)
+            keep_joining(self._consumer)
             if fresh := fresh & self._consumer.assignment():
                 self._consumer.pause(*fresh)
         except OffsetOutOfRangeError as error:

@@ -1,7 +1,7 @@
 """The Kafka client library, made safe: clients that say why they cannot be had, a writer, and looks at a topic.
 
 `open_consumer` and `KafkaWriter` are the ways in; `probe` is what `tidemark doctor` asks. Topics are looked up by
-`partitions_of`, which names the nearest one where there is none.
+`partitions_of`, which names the nearest one where there is none. `keep_joining` and `committed_now` are for members of a group.
 
 Invariants: a client that cannot be had leaves no thread behind and says why in one line; between attempts to reach a
 broker there are growing pauses; no call waits without end. Neighbours: `kafka` reads events with it, `span` the newest ones
@@ -20,10 +20,12 @@ from typing import Any
 from kafka import KafkaConsumer, KafkaProducer
 from kafka import TopicPartition as ClientPartition
 from kafka.errors import AuthorizationError, KafkaError, KafkaTimeoutError
+from kafka.future import Future
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.record import util as record_util
+from kafka.structs import MemberState, OffsetAndMetadata
 
 from monitor.config import Kafka
 from monitor.errors import SourceFailed, TidemarkError
@@ -136,6 +138,55 @@ def _known_topics(consumer: KafkaConsumer) -> set[str]:
     except KafkaError as error:
         log.debug("Topics were not listed.", extra={"error": str(error)})
         return set()
+
+
+class _Kept(Future):  # type: ignore[misc]
+    """What a join came to, which counts as not known until somebody waits for it."""
+
+    def __init__(self, inner: Future) -> None:
+        super().__init__()
+        self.inner = inner
+        self._is_asked = False
+
+    def _ask(self) -> None:
+        if not self._is_asked:
+            self._is_asked = True
+            self.inner.chain(self)
+
+    def add_callback(self, *args: Any, **kwargs: Any) -> Future:
+        """Somebody waits."""
+        self._ask()
+        return super().add_callback(*args, **kwargs)
+
+    def add_errback(self, *args: Any, **kwargs: Any) -> Future:
+        """Somebody waits."""
+        self._ask()
+        return super().add_errback(*args, **kwargs)
+
+
+def keep_joining(consumer: KafkaConsumer) -> None:
+    """Call it after each poll of a group's member: sees that a join that outlasts the poll is gone on with.
+
+    kafka-python 3.0 mistakes such a join in two ways. One that ends between two polls it throws away, and begins another,
+    for which all members have to join again; busy ones may never come to an end so. And where it joined because a topic's
+    partitions had changed, it forgets why as soon as it has shared them out: if the poll ends just then, no later one goes on.
+    The member then sends no heartbeats any more, is given nothing, and never learns that others have gone.
+    """
+    coordinator = consumer._coordinator
+    if (joining := getattr(coordinator, "_join_task", None)) is not None:
+        coordinator._join_task = _Kept(joining.inner if isinstance(joining, _Kept) else joining)
+    if coordinator.state is MemberState.REBALANCING and not coordinator.need_rejoin():
+        coordinator.request_rejoin()
+
+
+def committed_now(consumer: KafkaConsumer, key: ClientPartition, timeout_ms: int) -> OffsetAndMetadata | None:
+    """What the group has committed of a partition, as it stands now; None where it has not. Raises KafkaError.
+
+    kafka-python 3.0 gives the answer to a question for which nobody waited to the end to whoever asks the same next, however
+    much later. So only the answer to a second question, asked when the first was answered, is believed.
+    """
+    consumer.committed(key, metadata=True, timeout_ms=timeout_ms)
+    return consumer.committed(key, metadata=True, timeout_ms=timeout_ms)
 
 
 class KafkaWriter:

@@ -30,6 +30,7 @@ from typing import Any
 import msgspec
 
 from monitor.config import Kafka
+from monitor.documents import read_json
 from monitor.errors import ConfigError, SourceFailed, TidemarkError
 from monitor.flow import TopicPartition
 from monitor.ingest import connection, outage
@@ -181,7 +182,7 @@ class Told:
     def take_standing(self) -> Standing | None:
         """How it stands; None where it has not told since the last call."""
         text, self._statistics = self._statistics, None
-        return msgspec.json.decode(text, type=Standing) if text is not None else None
+        return read_json(text, Standing) if text is not None else None
 
     def granted_now(self, consumer: Any, partitions: Sequence[Any]) -> None:
         """A rebalance gave us these, and only these; they are fetched from when they are placed."""

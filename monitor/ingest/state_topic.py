@@ -37,6 +37,7 @@ from monitor.errors import ConfigError, SourceFailed, TidemarkError
 from monitor.flow import Batch, Part, TopicPartition
 from monitor.ingest.connection import START_SECONDS, client_options, connect
 from monitor.ingest.kafka import KafkaSource, _made, open_consumer, partitions_of
+from monitor.ingest.kafka_client import _known_topics, committed_now, keep_joining
 
 log = logging.getLogger("tidemark")
 
@@ -312,7 +313,7 @@ class ReplicaSource(KafkaSource):
         if member.generation_id <= 0 or not member.member_id:
             return {}                               # not joined (any more); the next turn looks again
         try:
-            found = {key: self._consumer.committed(key, metadata=True, timeout_ms=_LOOKUP_MS) for key in sorted(everything)}
+            found = {key: committed_now(self._consumer, key, _LOOKUP_MS) for key in sorted(everything)}
         except KafkaError as error:                 # a transaction of the one before us is still open, perhaps
             self._tell_of_waiting(error)
             self._wait_out(error)
@@ -331,7 +332,6 @@ class ReplicaSource(KafkaSource):
         self._moved = {(key.topic, key.partition): None if committed is None else (committed.offset, str(committed.metadata))
                        for key, committed in found.items()}
         return lost
-
 
     def _tell_of_waiting(self, error: KafkaError) -> None:
         """Say that the group's offsets are not told, where that lasts for longer than any transaction does."""
@@ -424,12 +424,14 @@ class Membership:
             heartbeat_interval_ms=min(3000, session_ms // 3), auto_offset_reset="latest",
             partition_assignment_strategy=[StickyPartitionAssignor])
         self._consumer.subscribe(topics=[replicas.topic])
+        _known_topics(self._consumer)               # else it shares nothing out when it joins, and joins anew
 
     def __iter__(self) -> Iterator[tuple[int, frozenset[int]]]:
         """(generation of the group, our partitions), a few times a second."""
         while True:
             try:
                 self._consumer.poll(timeout_ms=_POLL_MS, max_records=1)
+                keep_joining(self._consumer)
                 if more := self._consumer.assignment() - self._consumer.paused():
                     self._consumer.pause(*more)
                 found = self._consumer.group_metadata()

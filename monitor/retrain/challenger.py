@@ -26,6 +26,7 @@ from typing import Any, Literal
 import msgspec
 
 from monitor.config_retrain import Interval, Metric
+from monitor.documents import read_json
 from monitor.errors import LaunchFailed
 from monitor.flow import Launch
 from monitor.retrain.holdout import line, read_holdout, read_output, refuse_trained_on
@@ -117,7 +118,7 @@ def read_result(launch: Launch, result_uris: Sequence[str] = ()) -> Result | Non
     if content is None:
         return None
     try:
-        result = msgspec.json.decode(content, type=Result)
+        result = read_json(content, Result)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ContractBroken(f"{uri}: expected JSON with model_uri, reference_uri and metrics, got: {line(error)}; "
                              "see the trainer's contract") from None

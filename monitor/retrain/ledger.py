@@ -28,6 +28,7 @@ from typing import TypeVar
 import msgspec
 
 from monitor.decisions import Decision, Entry, Reason
+from monitor.documents import read_json
 from monitor.errors import CheckpointRefused
 from monitor.flow import FINAL_STATES, Launch
 from monitor.metrics import DECISION_REASONS
@@ -320,8 +321,8 @@ def entry_from_json(text: str | bytes) -> Entry:
 def _from_json(text: str | bytes, kind: type[_Row]) -> _Row:
     what = kind.__name__.lower()
     try:
-        row = msgspec.json.decode(text, type=kind)
-        keys = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).keys()
+        row = read_json(text, kind)
+        keys = read_json(text, dict[str, msgspec.Raw]).keys()
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointRefused(f"stored {what}: expected the fields of a {what}, got: {error}; "
                                 "restore the state from a backup") from None

@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from detectors.profile import Profile
+from monitor.documents import read_json
 from monitor.errors import CheckpointRefused
 from monitor.state.notes import Notes
 
@@ -98,7 +99,7 @@ class CaptureStep:
 def stored(document: str | bytes, kind: type[_Stored]) -> _Stored:
     """A stored JSON document as what it was; damage is refused."""
     try:
-        return msgspec.json.decode(document, type=kind)
+        return read_json(document, kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise CheckpointRefused(f"stored {kind.__name__}: expected its fields, got damage ({str(error)[:200]}); "
                                 "restore the state file from a copy") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from tests.conftest import wait_until
 from tests.crash import arrow_world, world
 from tests.replicas.replica_world import Nursery, Replicas, configuration
 
@@ -27,14 +26,14 @@ def test_two_replicas_of_which_one_is_killed_count_each_event_of_arrow_messages_
     try:
         for name in ("a", "b"):
             replicas.start(name)
-        wait_until(lambda: len(replicas.said("Counting. partitions=[\"")) == 2, 120, "both counting")
-        (owner,) = wait_until(lambda: replicas.said("Deciding."), 120, "an owner")
+        replicas.wait(lambda: len(replicas.said("Counting. partitions=[\"")) == 2, 120, "both counting")
+        (owner,) = replicas.wait(lambda: replicas.said("Deciding."), 120, "an owner")
         for partition, found in values.items():
             kafka_broker.produce(topic, found, partition=partition)
-        wait_until(lambda: passed() > 0, 120, "counts")
+        replicas.wait(lambda: passed() > 0, 120, "counts")
         replicas.kill(owner)
-        wait_until(lambda: passed() == total, 120, "every message counted")
-        wait_until(lambda: arrow_world.told(replicas.state())["alarms"] == expected["alarms"], 60, "the same alarms")
+        replicas.wait(lambda: passed() == total, 120, "every message counted")
+        replicas.wait(lambda: arrow_world.told(replicas.state())["alarms"] == expected["alarms"], 60, "the same alarms")
         found = replicas.state()
         assert replicas.stop_all() == [0]
     finally:

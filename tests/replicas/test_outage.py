@@ -7,7 +7,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from tests.conftest import missing, wait_until
+from tests.conftest import missing
 from tests.crash import world
 from tests.kafka_broker import KafkaBroker, why_not
 from tests.replicas.replica_world import Nursery, Replicas, configuration
@@ -58,18 +58,18 @@ def test_replicas_wait_for_brokers_that_are_away_say_so_and_count_on(mortal, pai
             mortal.produce("input", values[first:last], partition=partition)
 
     feed(0, 1000)
-    wait_until(lambda: total() == 3000, 120, "the first events")
-    wait_until(lambda: all('away":""' in text for text in shown(pair, "/api/v1/monitors")), 30, "nothing to tell")
+    pair.wait(lambda: total() == 3000, 120, "the first events")
+    pair.wait(lambda: all('away":""' in text for text in shown(pair, "/api/v1/monitors")), 30, "nothing to tell")
 
     mortal.stop()
-    wait_until(lambda: all("\ntidemark_source_connected 0" in text for text in shown(pair, "/metrics")), 120, "that it is away")
+    pair.wait(lambda: all("\ntidemark_source_connected 0" in text for text in shown(pair, "/metrics")), 120, "that it is away")
     for text in shown(pair, "/api/v1/monitors"):
         assert re.search(r'"away":"[^"]{10,}', text), text
     pair.assert_running()
 
     mortal.start()
     feed(1000, 2000)
-    wait_until(lambda: total() == 6000, 180, "the events of after")
-    wait_until(lambda: all("\ntidemark_source_connected 1" in text for text in shown(pair, "/metrics")), 120, "that it is back")
+    pair.wait(lambda: total() == 6000, 180, "the events of after")
+    pair.wait(lambda: all("\ntidemark_source_connected 1" in text for text in shown(pair, "/metrics")), 120, "that it is back")
     assert sum(row[2] for row in pair.state()["panes"]) <= 6000
     assert pair.stop_all() == [0, 0]

@@ -24,6 +24,7 @@ from urllib.parse import quote
 import msgspec
 
 from monitor.config import RestServer, WebhookLauncher
+from monitor.documents import read_json
 from monitor.errors import ConfigError, LaunchFailed, one_line
 from monitor.flow import JobStatus, Launch
 from monitor.retrain import challenger
@@ -113,7 +114,7 @@ class Webhook:
         if not reply.content.strip():
             return JobStatus("succeeded" if reply.status == 200 else "running")
         try:
-            told = msgspec.json.decode(reply.content, type=Told)
+            told = read_json(reply.content, Told)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise LaunchFailed(f"{reply.host}: expected JSON with a state of queued, running, succeeded or failed, got: "
                                f"{one_line(str(error))[:WORDS_MAX]}; mend the receiver", retry=True) from None

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import msgspec
 
 from monitor.config import KServePromotion
+from monitor.documents import read_json
 from monitor.errors import ConfigError, LaunchFailed, one_line
 from monitor.flow import Launch
 from monitor.retrain.launchers.kubernetes_client import Cluster, Manifest, Refused, Resource, reason_of
@@ -209,7 +210,7 @@ def _step_of(service: Manifest) -> Step | None:
     """The annotation, if it is one of ours."""
     text: Any = (service["metadata"].get("annotations") or {}).get(ANNOTATION)
     try:
-        return msgspec.json.decode(text, type=Step) if isinstance(text, str) else None
+        return read_json(text, Step) if isinstance(text, str) else None
     except msgspec.DecodeError:
         return None
 
