@@ -60,7 +60,7 @@ def hostile(good: bytes) -> list[tuple[str, bytes | None, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    bench = Bench("decode_poison: ours with broken events / ours on clean ones", argv, repeat=15)
+    bench = Bench("decode_poison: ours with broken events / ours on clean ones", argv, repeat=31)
     clean = list(messages(20, bench.sized(EVENTS, 100)))
     decoder = Decoder(MODEL, stream_schema(20), Limits())
     compiled = Decoder(MODEL, stream_schema(20), Limits(), scan=scan_of(Kafka(decoder="columns")))
